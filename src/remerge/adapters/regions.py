@@ -1,0 +1,76 @@
+"""Where a model's parameter lies in the checkpoint's tensors, block by block.
+
+A model in memory and its checkpoint on disk need not agree: experts are stacked, q, k and v are
+fused or split, weights are transposed. All of that is separable: rows of one matrix are rows (or
+columns) of another. A `Region` states one such agreement.
+
+Both sides are seen as matrices: a convolution ``(a, b, k, k)`` has ``a`` rows and ``b*k*k``
+columns, a vector has one column, and a stack of expert matrices ``(E, a, b)`` has ``E*a`` rows
+(expert ``e`` starts at row ``e*a``) and ``b`` columns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+# A range where the positions are evenly spaced, else an int64 vector.
+Index = range | np.ndarray
+
+
+@dataclass(frozen=True)
+class Region:
+    """``tensor[rows, cols] == parameter[parameter_rows, parameter_cols]``, elementwise.
+
+    With ``transposed`` the right-hand side is transposed first: ``rows`` then runs along
+    ``parameter_cols`` and ``cols`` along ``parameter_rows``. All indices are into the matrix views
+    described above; for a stacked parameter ``parameter_rows`` already includes the expert's offset.
+    """
+
+    tensor: str
+    rows: Index
+    cols: Index
+    parameter: str
+    parameter_rows: Index
+    parameter_cols: Index
+    transposed: bool = False
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A module of the model: what PEFT would wrap.
+
+    ``kind`` is the torch or transformers class name that decides how a delta is laid out:
+    ``Linear``, ``Conv1D``, ``Embedding``, ``Conv1d``, ``Conv2d``, ``Conv3d``,
+    ``MultiheadAttention``, or any other class name for a module that only holds parameters.
+    """
+
+    kind: str
+    groups: int = 1
+
+
+class Names(Protocol):
+    """What the adapter's names mean in this checkpoint."""
+
+    def layer(self, module: str) -> Layer | None:
+        """The module at this path of the model in memory, None where there is none."""
+        ...
+
+    def shape(self, parameter: str) -> tuple[int, ...] | None:
+        """Shape of a parameter in memory, None where there is none."""
+        ...
+
+    def regions(self, parameter: str) -> tuple[Region, ...]:
+        """Where the parameter lies on disk; empty if the checkpoint does not hold it."""
+        ...
+
+    def tied(self, parameter: str) -> tuple[str, ...]:
+        """Other parameters that share this one's memory in the model (lm_head and embedding)."""
+        ...
+
+    def checkpoint_name(self, parameter: str) -> str:
+        """The name under which a parameter that the checkpoint lacks (an untied head, a new
+        classifier) would be stored on disk."""
+        ...
