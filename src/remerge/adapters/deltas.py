@@ -28,10 +28,15 @@ class Window:
 
 @dataclass(frozen=True)
 class Factor:
-    """A matrix that comes from the adapter: its shape now, its float64 values when needed."""
+    """A matrix that comes from the adapter: its shape now, its float64 values when needed.
+
+    ``read_rows`` reads a block of rows alone; a dense matrix (a replaced embedding) has it, so that
+    it is never widened whole.
+    """
 
     shape: tuple[int, int]
     read: Callable[[], torch.Tensor]
+    read_rows: Callable[[range], torch.Tensor] | None = None
 
     @property
     def nbytes(self) -> int:
@@ -157,8 +162,13 @@ class Replaced:
     def apply(self, tile: torch.Tensor, window: Window, load: Load, prepared: Prepared) -> None:
         rows = overlap(window.rows, self.row, self.values.shape[0])
         cols = overlap(window.cols, self.col, self.values.shape[1])
-        if rows is not None and cols is not None:
-            tile[rows[0], cols[0]] = load(self.values)[rows[1], cols[1]]
+        if rows is None or cols is None:
+            return
+        if self.values.read_rows is None:
+            values = load(self.values)[rows[1]]
+        else:
+            values = self.values.read_rows(range(rows[1].start, rows[1].stop))
+        tile[rows[0], cols[0]] = values[:, cols[1]].to(tile.device)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ columns, a vector has one column, and a stack of expert matrices ``(E, a, b)`` h
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,6 +20,18 @@ import numpy as np
 
 # A range where the positions are evenly spaced, else an int64 vector.
 Index = range | np.ndarray
+
+
+def matrix_view(shape: Sequence[int], kind: str = "") -> tuple[int, int]:
+    """Rows and columns under which a tensor of this shape is addressed.
+
+    ``kind`` is that of the layer whose parameter it feeds (`Layer.kind`): only there does the
+    weight ``(a, b, k)`` of a one-dimensional convolution differ from a stack of matrices.
+    """
+    if len(shape) < 2:
+        return math.prod(shape), 1
+    split = len(shape) - 1 if len(shape) == 3 and kind != "Conv1d" else 1
+    return math.prod(shape[:split]), math.prod(shape[split:])
 
 
 @dataclass(frozen=True)
@@ -63,7 +77,8 @@ class Names(Protocol):
         ...
 
     def regions(self, parameter: str) -> tuple[Region, ...]:
-        """Where the parameter lies on disk; empty if the checkpoint does not hold it."""
+        """Where the parameter lies on disk, together covering all of it; empty if the checkpoint
+        does not hold it in this shape."""
         ...
 
     def tied(self, parameter: str) -> tuple[str, ...]:

@@ -1,0 +1,199 @@
+"""What transformers' loader does with every key of a checkpoint, without its values.
+
+The rules are asked from the installed library: this follows the loop of
+`transformers.core_model_loading.convert_and_load_state_dict_in_model`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import (
+    WeightConverter,
+    WeightRenaming,
+    WeightTransform,
+    apply_renamings,
+    dot_natural_key,
+    rename_source_key,
+)
+
+from remerge.adapters.layouts import Layout, whole
+from remerge.adapters.tracing import TracedTensor
+from remerge.errors import BadInput, RemergeError, Unsupported
+
+Shape = tuple[int, ...]
+# How names on disk may treat the prefix of the base model (``model.``).
+STYLES = ("kept", "dropped", "added")
+
+
+@dataclass(frozen=True)
+class _Feed:
+    """The keys that make a parameter, each with the pattern of the converter that takes it; no
+    converter means one key under another name."""
+
+    converter: WeightConverter | None
+    keys: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
+
+
+class Loading:
+    """Checkpoint keys and model parameters, one in terms of the other."""
+
+    def __init__(
+        self, model: PreTrainedModel, parameters: Mapping[str, Shape], stored: Mapping[str, Shape]
+    ) -> None:
+        self._model = model
+        self._prefix = str(model.base_model_prefix)
+        self._parameters = dict(parameters)
+        self._stored = stored
+        transforms: list[WeightTransform] = get_model_conversion_mapping(model)
+        self._renamings = [rule for rule in transforms if isinstance(rule, WeightRenaming)]
+        self._converters = [rule for rule in transforms if isinstance(rule, WeightConverter)]
+        self._by_pattern = {
+            pattern: rule for rule in self._converters for pattern in rule.source_patterns
+        }
+        self._feeds: dict[str, _Feed] = {}
+        self._converted: dict[str, Layout] = {}
+        self._unconverted: set[str] = set()
+        self._collect()
+        # Only rules that met a key tell how this checkpoint spells its names.
+        self._used = [rule for rule in transforms if rule.was_used()]
+
+    def renamed(self, key: str) -> tuple[str, str | None]:
+        """The parameter that a key feeds, and the pattern of the converter on the way if any; the
+        name need not be in the model."""
+        name, pattern = rename_source_key(
+            key, self._renamings, self._converters, self._prefix, self._parameters
+        )
+        if name not in self._parameters and key in self._parameters:
+            name, pattern = rename_source_key(key, [], [], self._prefix, self._parameters)
+        return name, pattern
+
+    def layout(self, parameter: str) -> Layout | None:
+        """Where the parameter's elements come from, None where no key feeds it."""
+        feed = self._feeds.get(parameter)
+        if feed is not None and feed.converter is None:
+            key = feed.keys[0][1]
+            return whole(key, self._stored[key])
+        if parameter not in self._converted:
+            self._convert(parameter)
+        return self._converted.get(parameter)
+
+    def spelling(self, key: str) -> str | None:
+        """The stored key that means what ``key`` does, if exactly one does and a converter takes
+        it apart or together (so that no parameter of the model bears its name)."""
+        found = self._unfused.get(self._plain(key), [])
+        return found[0] if len(found) == 1 else None
+
+    def key_for(self, parameter: str) -> str:
+        """The key under which this checkpoint would hold a parameter that it lacks."""
+        for style in dict.fromkeys((self._prefix_style, *STYLES)):
+            key = self._reversed(parameter, style)
+            if key is not None and self.renamed(key) == (parameter, None):
+                return key
+        raise Unsupported(
+            f"The checkpoint lacks {parameter!r}, and no single tensor of it would hold it.",
+            why="transformers assembles this parameter from several tensors.",
+        )
+
+    def _collect(self) -> None:
+        for key in sorted(self._stored, key=dot_natural_key):
+            name, pattern = self.renamed(key)
+            if name not in self._parameters:
+                continue
+            converter = None if pattern is None else self._by_pattern[pattern]
+            feed = self._feeds.setdefault(name, _Feed(converter))
+            # transformers takes the first of several keys that are renamed to one parameter.
+            if feed.converter is not None or not feed.keys:
+                feed.keys.append((pattern or key, key))
+
+    def _convert(self, parameter: str) -> None:
+        """Convert what feeds the parameter; those of several targets are listed under the first
+        only, so any of them may."""
+        for name in [parameter, *self._feeds]:
+            feed = self._feeds.get(name)
+            if feed is None or feed.converter is None or name in self._unconverted:
+                continue
+            if name == parameter or _has_many_targets(feed.converter):
+                self._unconverted.add(name)
+                self._converted |= self._run(name, feed)
+            if parameter in self._converted:
+                return
+
+    def _run(self, name: str, feed: _Feed) -> dict[str, Layout]:
+        converter = deepcopy(feed.converter)
+        assert converter is not None
+        for pattern, key in feed.keys:
+            traced: Any = TracedTensor(whole(key, self._stored[key]))
+            converter.add_tensor(name, key, pattern, traced)
+        steps = ", ".join(type(step).__name__ for step in converter.operations)
+        try:
+            made: dict[str, Any] = converter.convert(
+                name, model=self._model, config=self._model.config
+            )
+        except RemergeError as error:
+            raise Unsupported(
+                f"Cannot follow how {feed.keys[0][1]!r} becomes {name!r} ({steps}).", why=str(error)
+            ) from error
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise BadInput(
+                f"The checkpoint's tensors for {name!r} do not fit the model ({steps}).",
+                why=str(error),
+                hint="Compare config.json with the checkpoint: the number or shape of the tensors"
+                f" that begin with {feed.keys[0][1]!r} is not what the model expects.",
+            ) from error
+        return {
+            target: (tensor[0] if isinstance(tensor, list) else tensor).layout
+            for target, tensor in made.items()
+        }
+
+    def _plain(self, key: str) -> str:
+        return apply_renamings(key, self._renamings).removeprefix(f"{self._prefix}.")
+
+    @cached_property
+    def _unfused(self) -> dict[str, list[str]]:
+        """Keys that a converter takes, by their names after the renamings."""
+        found: dict[str, list[str]] = {}
+        for feed in self._feeds.values():
+            for _, key in feed.keys if feed.converter else ():
+                found.setdefault(self._plain(key), []).append(key)
+        return found
+
+    @cached_property
+    def _reverse_rules(self) -> tuple[list[WeightRenaming], list[WeightConverter]]:
+        rules = [rule.reverse_transform() for rule in reversed(self._used)]
+        return (
+            [rule for rule in rules if isinstance(rule, WeightRenaming)],
+            [rule for rule in rules if isinstance(rule, WeightConverter)],
+        )
+
+    @cached_property
+    def _prefix_style(self) -> str:
+        """Whether the checkpoint keeps, drops or adds the prefix of the base model: what explains
+        most of its names."""
+        explained: Counter[str] = Counter()
+        for name, feed in self._feeds.items():
+            for style in STYLES if feed.converter is None else ():
+                explained[style] += self._reversed(name, style) == feed.keys[0][1]
+        return max(STYLES, key=lambda style: explained[style])
+
+    def _reversed(self, parameter: str, style: str) -> str | None:
+        prefix = f"{self._prefix}."
+        if style == "dropped":
+            if not parameter.startswith(prefix):
+                return None
+            parameter = parameter.removeprefix(prefix)
+        elif style == "added":
+            parameter = prefix + parameter
+        renamings, converters = self._reverse_rules
+        return rename_source_key(parameter, renamings, converters, reverse=True)[0]
+
+
+def _has_many_targets(converter: WeightConverter) -> bool:
+    return len(converter.target_patterns) > 1 or "*" in converter.target_patterns[0]

@@ -1,0 +1,42 @@
+"""Adapter tensors as the matrices that deltas are made of, read when needed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+
+from remerge.adapters.deltas import Factor
+from remerge.adapters.lora.facts import AdapterFacts
+
+_WIDE = torch.float64
+
+
+def matrix(adapter: AdapterFacts, name: str, shape: tuple[int, int] | None = None) -> Factor:
+    """A stored tensor as a matrix of this shape (its own rows, the rest as columns, if None)."""
+    stored = adapter.tensors[name].shape
+    if shape is None:
+        shape = (stored[0], math.prod(stored[1:])) if stored else (1, 1)
+    rows, cols = shape
+
+    def read() -> torch.Tensor:
+        return adapter.read(name).to(_WIDE).reshape(rows, cols)
+
+    def read_rows(wanted: range) -> torch.Tensor:
+        return adapter.read_rows(name, wanted).to(_WIDE).reshape(len(wanted), cols)
+
+    # Rows of the file are rows of the matrix only where the first axis is kept.
+    return Factor((rows, cols), read, read_rows if stored and stored[0] == rows else None)
+
+
+def turned(factor: Factor) -> Factor:
+    """The transposed matrix."""
+    return Factor(
+        (factor.shape[1], factor.shape[0]), lambda: factor.read().T.contiguous(), None
+    )
+
+
+def made(shape: tuple[int, int], read: Callable[[], torch.Tensor]) -> Factor:
+    """A matrix computed from stored tensors; ``read`` may return any float dtype."""
+    return Factor(shape, lambda: read().to(_WIDE).reshape(shape))

@@ -1,0 +1,63 @@
+"""What a family of adapters is told about the adapter and the base: headers, and a way to read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from remerge.adapters.facts import TensorFacts
+
+
+class AdapterFacts(Protocol):
+    """A PEFT adapter directory: configuration and headers now, values when asked."""
+
+    @property
+    def path(self) -> object: ...
+
+    @property
+    def config(self) -> Mapping[str, Any]: ...
+
+    @property
+    def tensors(self) -> Mapping[str, TensorFacts]: ...
+
+    def read(self, name: str) -> torch.Tensor:
+        """The tensor as stored."""
+        ...
+
+    def read_rows(self, name: str, rows: range) -> torch.Tensor:
+        """Rows of the tensor's first axis, as stored."""
+        ...
+
+
+class BaseFacts(Protocol):
+    """A base checkpoint: config.json and headers. Quantised tensors appear as decoded."""
+
+    @property
+    def config(self) -> Mapping[str, Any]: ...
+
+    @property
+    def tensors(self) -> Mapping[str, TensorFacts]: ...
+
+
+@dataclass(frozen=True)
+class LoraShapes:
+    """Shapes of the two factors of one LoRA layer as stored; None where one is missing."""
+
+    a: tuple[int, ...] | None
+    b: tuple[int, ...] | None
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What an adapter speaks of, before any name is looked up.
+
+    ``modules``: module paths (wrappers removed) with the shapes of their LoRA factors, of which
+    there are several where several parameters of a module are trained. ``parameters``: names of
+    whole parameters the adapter brings, with their shapes.
+    """
+
+    modules: Mapping[str, tuple[LoraShapes, ...]]
+    parameters: Mapping[str, tuple[int, ...]]

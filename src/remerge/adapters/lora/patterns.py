@@ -1,0 +1,58 @@
+"""rank_pattern and alpha_pattern: which entry of a configuration speaks of a module."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Generic, TypeVar
+
+from remerge.errors import BadInput
+
+_MAX_LENGTH = 2000
+# A repeated group that ends in a repetition can take exponential time on a name.
+_NESTED_REPEAT = re.compile(r"[*+}]\)[*+{]")
+
+Value = TypeVar("Value", int, float)
+
+
+@dataclass(frozen=True)
+class Patterns(Generic[Value]):
+    """A ``rank_pattern`` or ``alpha_pattern`` in the file's order."""
+
+    field: str
+    entries: Mapping[str, Value]
+
+    def value(self, module: str, default: Value) -> Value:
+        """The value of the first key that matches the module's path (PEFT utils/other.py,
+        get_pattern_key); ``default`` when none does. Raises `BadInput` for a broken regex."""
+        for pattern, value in self._compiled:
+            if pattern.match(module):
+                return value
+        return default
+
+    def check(self) -> None:
+        """Raise `BadInput` for a key that is no usable regular expression."""
+        _ = self._compiled
+
+    @cached_property
+    def _compiled(self) -> list[tuple[re.Pattern[str], Value]]:
+        return [(_compile(self.field, key), value) for key, value in self.entries.items()]
+
+
+def _compile(field: str, key: str) -> re.Pattern[str]:
+    if len(key) > _MAX_LENGTH or _NESTED_REPEAT.search(key):
+        raise BadInput(
+            f"adapter_config.json: the {field} key {key[:60]!r} is a regular expression that could "
+            "take forever to match.",
+            why="It is very long, or repeats a group that ends in a repetition.",
+            hint=f"Write the {field} keys as module names.",
+        )
+    try:
+        return re.compile(rf"(.*\.)?({key})$")
+    except (re.error, OverflowError, RecursionError) as error:
+        raise BadInput(
+            f"adapter_config.json: the {field} key {key[:60]!r} is no regular expression: {error}.",
+            hint=f"Write the {field} keys as module names.",
+        ) from error

@@ -1,0 +1,309 @@
+"""The local executor: chunks of output files, computed by a few threads, in any order.
+
+A chunk is an aligned byte range of an output file: read the same range of the base, patch what
+deltas touch, hand it on. It is stateless and idempotent, so the bytes depend neither on the chunk
+size nor on the threads. Only the digests need order, within each file: a thread waits for its turn
+to hash, while the others compute.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from threading import Condition, Lock
+from typing import Any, Protocol
+
+import torch
+
+from remerge.merging.merged import MergedCheckpoint
+from remerge.merging.plan import OutputFile, Piece
+from remerge.sources.checkpoint import Shard
+from remerge.sources.dtypes import itemsize, torch_dtype
+from remerge.sources.storage import aligned_buffer
+
+# What Python, torch and the widened factors take, measured; the rest of the budget is buffers.
+_RESIDENT = 420 * 2**20
+_CHUNK = 2**24
+_SMALLEST_CHUNK = 2**20
+
+
+class Sink(Protocol):
+    """Where derived chunks go: a file being written, or one being compared."""
+
+    def put(self, file: OutputFile, offset: int, chunk: memoryview, length: int) -> None: ...
+
+    def finish(self, file: OutputFile, digest: str, twin_digest: str | None) -> None:
+        """All chunks of the file have been put; its digest and that of the base shard read."""
+        ...
+
+
+@dataclass(frozen=True)
+class Resources:
+    """How much of the machine a run may take; changes no byte of the result."""
+
+    threads: int
+    chunk: int
+
+    @classmethod
+    def of(cls, max_memory: int, threads: int | None = None) -> Resources:
+        """One thread more than processors keeps them busy while one waits for the disk."""
+        count = threads or min((os.cpu_count() or 1) + 1, 16)
+        room = max(max_memory - _RESIDENT, 0)
+        while count > 1 and room // (3 * count) < _SMALLEST_CHUNK:
+            count -= 1
+        chunk = max(_SMALLEST_CHUNK, min(_CHUNK, room // (3 * count)))
+        return cls(count, chunk - chunk % _SMALLEST_CHUNK)
+
+
+Progress = Callable[[int, str], None]
+
+
+def derive(
+    merged: MergedCheckpoint,
+    files: Sequence[OutputFile],
+    unread: Sequence[Shard],
+    sink: Sink,
+    resources: Resources,
+    progress: Progress,
+) -> dict[str, str]:
+    """Derive every file into the sink; returns the digests of the base shards read.
+
+    ``unread`` are base shards that are nobody's twin: they are read once more for their digest
+    alone. ``progress`` is told bytes done and the tensor at hand, from any thread.
+    """
+    run = _Run(merged, sink, resources.chunk, progress)
+    lanes = [_Lane(file, file.twin) for file in files] + [_Lane(None, s) for s in unread]
+    chunks = _interleaved(lanes, resources)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        _run_all(run, lanes, chunks, resources.threads)
+    finally:
+        torch.set_num_threads(before)
+    return {lane.shard.name: lane.read_digest for lane in lanes if lane.shard is not None}
+
+
+@dataclass
+class _Turns:
+    """A SHA-256 fed by many threads in the order of the chunks."""
+
+    hash: Any = field(default_factory=hashlib.sha256)
+    next: int = 0
+    stopped: bool = False
+    changed: Condition = field(default_factory=Condition)
+
+    def update(self, number: int, data: memoryview) -> None:
+        with self.changed:
+            while self.next != number and not self.stopped:
+                self.changed.wait()
+            if self.stopped:
+                raise _Stopped
+        self.hash.update(data)
+        with self.changed:
+            self.next += 1
+            self.changed.notify_all()
+
+    def stop(self) -> None:
+        with self.changed:
+            self.stopped = True
+            self.changed.notify_all()
+
+
+@dataclass
+class _Lane:
+    """One output file under way, or one base shard that is only read."""
+
+    file: OutputFile | None
+    shard: Shard | None
+    read: _Turns = field(default_factory=_Turns)
+    written: _Turns = field(default_factory=_Turns)
+    left: int = 0
+    lock: Lock = field(default_factory=Lock)
+
+    @property
+    def size(self) -> int:
+        if self.file is not None:
+            return self.file.size
+        return self.shard.size if self.shard is not None else 0
+
+    @property
+    def copied(self) -> bool:
+        return self.file is None or self.file.copied
+
+    @property
+    def read_digest(self) -> str:
+        return self.read.hash.hexdigest()
+
+    @property
+    def digest(self) -> str:
+        """Digest of the output; a copied file is hashed once, for both."""
+        return self.read_digest if self.copied else self.written.hash.hexdigest()
+
+
+class _Stopped(Exception):
+    """Another thread failed; this one gives up its work."""
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    lane: _Lane
+    number: int
+    start: int
+    stop: int
+
+
+def _interleaved(lanes: Sequence[_Lane], resources: Resources) -> Iterator[_Chunk]:
+    """Chunks of a few files in turn, so that their digests are computed in parallel."""
+    waiting = list(lanes)
+    under_way: list[Iterator[_Chunk]] = []
+    while waiting or under_way:
+        while waiting and len(under_way) < max(1, resources.threads - 1):
+            under_way.append(_chunks(waiting.pop(0), resources.chunk))
+        for lane in list(under_way):
+            chunk = next(lane, None)
+            if chunk is None:
+                under_way.remove(lane)
+            else:
+                yield chunk
+
+
+def _chunks(lane: _Lane, size: int) -> Iterator[_Chunk]:
+    starts = range(0, max(lane.size, 1), size)
+    lane.left = len(starts)
+    for number, start in enumerate(starts):
+        yield _Chunk(lane, number, start, min(start + size, lane.size))
+
+
+def _run_all(
+    run: _Run, lanes: Sequence[_Lane], chunks: Iterator[_Chunk], threads: int
+) -> None:
+    lock = Lock()
+
+    def work() -> None:
+        torch.set_num_threads(1)
+        buffers = _Buffers(aligned_buffer(run.chunk_size), aligned_buffer(run.chunk_size))
+        while not run.stopped:
+            with lock:
+                chunk = next(chunks, None)
+            if chunk is None:
+                return
+            run.do(chunk, buffers)
+
+    with ThreadPoolExecutor(threads, thread_name_prefix="merge") as pool:
+        futures = [pool.submit(work) for _ in range(threads)]
+        try:
+            wait(futures, return_when=FIRST_EXCEPTION)
+        finally:
+            # Also on Ctrl-C: nobody may go on waiting for a turn that will not come.
+            run.stopped = True
+            for lane in lanes:
+                lane.read.stop()
+                lane.written.stop()
+    failures = [f.exception() for f in futures]
+    for failure in failures:
+        if failure is not None and not isinstance(failure, _Stopped):
+            raise failure
+
+
+@dataclass(frozen=True)
+class _Buffers:
+    """Memory of one thread: the chunk, and base elements of another layout or dtype."""
+
+    chunk: memoryview
+    source: memoryview
+
+
+@dataclass
+class _Run:
+    merged: MergedCheckpoint
+    sink: Sink
+    chunk_size: int
+    progress: Progress
+    stopped: bool = False
+
+    def do(self, chunk: _Chunk, buffers: _Buffers) -> None:
+        lane, length = chunk.lane, chunk.stop - chunk.start
+        data = buffers.chunk[:length]
+        if lane.shard is not None:
+            source = self.merged.file(lane.shard.name)
+            source.read_into(buffers.chunk, chunk.start, length)
+            lane.read.update(chunk.number, data)
+        tensor = lane.shard.name if lane.shard is not None else ""
+        if lane.file is not None:
+            for piece in _pieces(lane.file, chunk.start, chunk.stop):
+                tensor = piece.plan.name
+                if lane.file.twin is None or not piece.plan.copied:
+                    self._fill(piece, chunk, buffers, in_place=lane.file.twin is not None)
+            if lane.file.twin is None:
+                _fill_head(lane.file, chunk, buffers.chunk)
+            if not lane.copied:
+                lane.written.update(chunk.number, data)
+            self.sink.put(lane.file, chunk.start, buffers.chunk, length)
+        self.progress(length, tensor)
+        with lane.lock:
+            lane.left -= 1
+            last = lane.left == 0
+        if last and lane.file is not None:
+            read = lane.read_digest if lane.shard is not None else None
+            self.sink.finish(lane.file, lane.digest, read)
+
+    def _fill(self, piece: Piece, chunk: _Chunk, buffers: _Buffers, *, in_place: bool) -> None:
+        """Put the part of a tensor that lies in this chunk into the buffer."""
+        plan = piece.plan
+        start, stop = max(piece.start, chunk.start), min(piece.stop, chunk.stop)
+        place = buffers.chunk[start - chunk.start : stop - chunk.start]
+        stored = plan.source
+        if plan.copied and stored is not None:
+            offset = stored.start + start - piece.start
+            self.merged.file(stored.shard).read_into(place, offset, stop - start)
+            return
+        target = torch.frombuffer(place, dtype=torch_dtype(plan.dtype))
+        first = (start - piece.start) // itemsize(plan.dtype)
+        if plan.change is not None and not plan.change.reads_base:
+            self.merged.merge(plan, None, target, first)
+        elif in_place:
+            self.merged.merge(plan, target, target, first)
+        elif stored is not None:
+            self._convert(piece, buffers, target, first)
+
+    def _convert(
+        self, piece: Piece, buffers: _Buffers, target: torch.Tensor, first: int
+    ) -> None:
+        """Merge from base elements of another place or dtype, a buffer at a time."""
+        stored = piece.plan.source
+        assert stored is not None
+        size = itemsize(stored.dtype)
+        step = len(buffers.source) // size
+        for done in range(0, target.numel(), step):
+            count = min(step, target.numel() - done)
+            offset = stored.start + (first + done) * size
+            self.merged.file(stored.shard).read_into(buffers.source, offset, count * size)
+            source = torch.frombuffer(
+                buffers.source, dtype=torch_dtype(stored.dtype), count=count
+            )
+            self.merged.merge(piece.plan, source, target[done : done + count], first + done)
+
+
+def _pieces(file: OutputFile, start: int, stop: int) -> Iterator[Piece]:
+    """The pieces that meet ``[start, stop)``; pieces lie in order."""
+    low, high = 0, len(file.pieces)
+    while low < high:
+        middle = (low + high) // 2
+        if file.pieces[middle].stop <= start:
+            low = middle + 1
+        else:
+            high = middle
+    for piece in file.pieces[low:]:
+        if piece.start >= stop:
+            return
+        if piece.stop > piece.start:
+            yield piece
+
+
+def _fill_head(file: OutputFile, chunk: _Chunk, buffer: memoryview) -> None:
+    if chunk.start < len(file.head):
+        part = file.head[chunk.start : chunk.stop]
+        buffer[: len(part)] = part

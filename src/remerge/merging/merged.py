@@ -1,0 +1,263 @@
+"""The merged checkpoint: a read-only mapping ``name -> tensor`` that is computed on read.
+
+Writers, verifiers and loaders all consume this one object; nothing of the size of a tensor is
+kept.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from threading import Lock, local
+from typing import Any
+
+import torch
+
+from remerge.adapters.deltas import Change, Factor, Load, Prepared
+from remerge.errors import BadInput
+from remerge.merging.kernel import Scratch, merge_elements
+from remerge.sources.checkpoint import Checkpoint, StoredTensor
+from remerge.sources.dtypes import MERGEABLE, torch_dtype
+from remerge.sources.storage import InputFile
+
+_FACTOR_BUDGET = 2**26
+_ROWS_BYTES = 2**24
+
+
+@dataclass(frozen=True)
+class TensorPlan:
+    """One tensor of the output: where its bytes come from and what changes them.
+
+    ``source`` is None for a tensor that the base lacks; ``change`` is None for one that no delta
+    touches. ``dtype`` is the output's, after ``--dtype``.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    source: StoredTensor | None
+    change: Change | None
+
+    @property
+    def copied(self) -> bool:
+        """Whether the output's bytes are the base's bytes."""
+        return self.change is None and self.source is not None and self.dtype == self.source.dtype
+
+    @property
+    def elements(self) -> int:
+        return math.prod(self.shape)
+
+
+class FactorCache:
+    """Widened adapter factors, the most recently used of them, for all threads."""
+
+    def __init__(self, device: torch.device, budget: int = _FACTOR_BUDGET) -> None:
+        self._device = device
+        self._budget = budget
+        self._held: OrderedDict[int, tuple[Factor, torch.Tensor]] = OrderedDict()
+        self._lock = Lock()
+
+    def load(self, factor: Factor) -> torch.Tensor:
+        with self._lock:
+            found = self._held.get(id(factor))
+            if found is not None:
+                self._held.move_to_end(id(factor))
+                return found[1]
+        values = factor.read().to(self._device, torch.float64)
+        with self._lock:
+            self._held[id(factor)] = (factor, values)
+            while len(self._held) > 1 and self._size() > self._budget:
+                self._held.popitem(last=False)
+        return values
+
+    def _size(self) -> int:
+        return sum(factor.nbytes for factor, _ in self._held.values())
+
+
+@dataclass
+class MergedCheckpoint(Mapping[str, "MergedTensor"]):
+    """A base with an adapter's changes, read tensor by tensor or row by row."""
+
+    base: Checkpoint
+    plans: Mapping[str, TensorPlan]
+    prepared: Mapping[str, Sequence[Prepared]]
+    device: torch.device
+    config: Mapping[str, Any]
+    _files: dict[str, InputFile] = field(default_factory=dict[str, InputFile])
+    _lock: Any = field(default_factory=Lock)
+    _local: Any = field(default_factory=local)
+
+    def __post_init__(self) -> None:
+        self._factors = FactorCache(self.device)
+
+    def __getitem__(self, name: str) -> MergedTensor:
+        return MergedTensor(self, self.plans[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.plans)
+
+    def __len__(self) -> int:
+        return len(self.plans)
+
+    def load_model(self, **kwargs: Any) -> Any:
+        """A transformers model with the merged weights, nothing written to disk.
+
+        ``kwargs`` go to ``from_pretrained`` (``dtype``, ``device_map``, ...). The class is the one
+        that config.json names.
+        """
+        from remerge.merging.loading import load_model
+
+        return load_model(self, **kwargs)
+
+    def file(self, shard: str) -> InputFile:
+        """The open file of a base shard."""
+        with self._lock:
+            if shard not in self._files:
+                self._files[shard] = InputFile(self.base.shard(shard).path)
+            return self._files[shard]
+
+    @property
+    def load(self) -> Load:
+        return self._factors.load
+
+    def merge(
+        self, plan: TensorPlan, source: torch.Tensor | None, target: torch.Tensor, first: int
+    ) -> None:
+        """Fill ``target`` with the elements from ``first`` on of a tensor that is not copied.
+
+        ``source`` holds the same elements of the base, or None where the base is not read.
+        """
+        if plan.change is None:
+            if source is None:
+                raise ValueError(f"{plan.name} has neither a source nor a change")
+            _cast(plan, source, target, first)
+            return
+        merge_elements(
+            plan.change,
+            source,
+            target,
+            first,
+            self.load,
+            self.prepared.get(plan.name) or ({},) * len(plan.change.steps),
+            self._scratch(),
+        )
+
+    def _scratch(self) -> Scratch:
+        if not hasattr(self._local, "scratch"):
+            self._local.scratch = Scratch.new(self.device)
+        return self._local.scratch
+
+    def read_elements(self, plan: TensorPlan, first: int, count: int) -> torch.Tensor:
+        """``count`` elements of the output tensor from ``first`` on, 1-D."""
+        source = None
+        if plan.source is not None and (plan.change is None or plan.change.reads_base):
+            source = self._read_source(plan.source, first, count)
+            if plan.copied:
+                return source
+        target = torch.empty(count, dtype=torch_dtype(plan.dtype))
+        self.merge(plan, source, target, first)
+        return target
+
+    def _read_source(self, stored: StoredTensor, first: int, count: int) -> torch.Tensor:
+        dtype = torch_dtype(stored.dtype)
+        buffer = bytearray(count * dtype.itemsize)
+        if not buffer:
+            return torch.empty(0, dtype=dtype)
+        offset = stored.start + first * dtype.itemsize
+        self.file(stored.shard).read_into(memoryview(buffer), offset, len(buffer))
+        return torch.frombuffer(buffer, dtype=dtype)
+
+    def close(self) -> None:
+        for file in self._files.values():
+            file.close()
+        self._files.clear()
+
+    def __enter__(self) -> MergedCheckpoint:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+@dataclass(frozen=True)
+class MergedTensor:
+    """One tensor of the merged checkpoint; indexing reads and merges only the rows asked for."""
+
+    checkpoint: MergedCheckpoint
+    plan: TensorPlan
+
+    @property
+    def shape(self) -> torch.Size:
+        return torch.Size(self.plan.shape)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch_dtype(self.plan.dtype)
+
+    def __len__(self) -> int:
+        return self.plan.shape[0]
+
+    def __getitem__(self, key: Any) -> torch.Tensor:
+        """Rows by int, slice, ``...`` or a tuple that begins with one of these."""
+        rows, rest = (key[0], key[1:]) if isinstance(key, tuple) and key else (key, ())
+        if not self.plan.shape or rows is Ellipsis or rows == ():
+            whole = self._rows(0, self.plan.shape[0] if self.plan.shape else 1)
+            return whole.reshape(self.plan.shape)[key]
+        if isinstance(rows, int):
+            row = rows + len(self) if rows < 0 else rows
+            if not 0 <= row < len(self):
+                raise IndexError(f"row {rows} of a tensor with {len(self)} rows")
+            return self._rows(row, row + 1)[0][rest] if rest else self._rows(row, row + 1)[0]
+        if isinstance(rows, slice):
+            start, stop, step = rows.indices(len(self))
+            if step < 0:
+                raise IndexError("rows are read forwards only")
+            block = self._rows(start, max(start, stop))[::step]
+            return block[(slice(None), *rest)] if rest else block
+        return self._rows(0, len(self))[key]
+
+    def _rows(self, start: int, stop: int) -> torch.Tensor:
+        width = math.prod(self.plan.shape[1:])
+        flat = self.checkpoint.read_elements(self.plan, start * width, (stop - start) * width)
+        return flat.reshape(stop - start, *self.plan.shape[1:])
+
+
+def _cast(plan: TensorPlan, source: torch.Tensor, target: torch.Tensor, first: int) -> None:
+    """An untouched tensor in another dtype; refuses a value that no longer fits."""
+    wide = source.to(torch.float32) if source.dtype != torch.float64 else source
+    target.copy_(wide)
+    lost = ~torch.isfinite(target) & torch.isfinite(wide)
+    if lost.any():
+        where = first + int(lost.nonzero()[0])
+        raise BadInput(
+            f"Tensor {plan.name} holds {float(wide[lost][0])} at element {where}, which does not "
+            f"fit {plan.dtype}.",
+            hint="Merge with --dtype keep, bfloat16 or float32.",
+        )
+
+
+def output_dtype(stored: str, wanted: str | None) -> str:
+    """A tensor's dtype after ``--dtype``: floats are converted, codes and integers are not."""
+    return wanted if wanted is not None and stored in MERGEABLE else stored
+
+
+@dataclass(frozen=True)
+class StoredMatrix:
+    """A base tensor's matrix view as a preparation reads it: whole rows in float64."""
+
+    checkpoint: MergedCheckpoint
+    stored: StoredTensor
+    shape: tuple[int, int]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch_dtype(self.stored.dtype)
+
+    def rows(self, rows: range) -> torch.Tensor:
+        columns = self.shape[1]
+        flat = self.checkpoint._read_source(  # pyright: ignore[reportPrivateUsage]
+            self.stored, rows.start * columns, len(rows) * columns
+        )
+        return flat.reshape(len(rows), columns).to(self.checkpoint.device, torch.float64)

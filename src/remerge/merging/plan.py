@@ -1,0 +1,148 @@
+"""The plan: every output file, tensor, byte offset, source range and delta, before any weight.
+
+It is made from the recipe and the headers alone and is the same on every machine; its digest is
+the *plan id*. The *merge key* adds the digests of the inputs, because two fine-tunes of one
+architecture have equal headers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from remerge.adapters.adapter import Adapter
+from remerge.merging.merged import TensorPlan
+from remerge.merging.recipe import Recipe
+from remerge.sources.checkpoint import Checkpoint, Shard
+from remerge.version import ALGORITHM
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A tensor's bytes ``[start, stop)`` of an output file."""
+
+    start: int
+    stop: int
+    plan: TensorPlan
+
+
+@dataclass(frozen=True)
+class OutputFile:
+    """A weight file to be written: ``head`` first, then the pieces, without holes.
+
+    ``twin`` is the base shard with the same header: every byte that no delta touches then lies at
+    the same offset there.
+    """
+
+    name: str
+    head: bytes
+    pieces: Sequence[Piece]
+    twin: Shard | None
+
+    @property
+    def size(self) -> int:
+        return self.pieces[-1].stop if self.pieces else len(self.head)
+
+    @property
+    def copied(self) -> bool:
+        """Whether the whole file equals its twin."""
+        return self.twin is not None and all(piece.plan.copied for piece in self.pieces)
+
+
+@dataclass(frozen=True)
+class SideFile:
+    """A file carried along (``source``) or written anew (``content``)."""
+
+    name: str
+    source: Path | None = None
+    content: bytes | None = None
+
+    @property
+    def size(self) -> int:
+        if self.content is not None:
+            return len(self.content)
+        return self.source.stat().st_size if self.source is not None else 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A merge before it is done."""
+
+    recipe: Recipe
+    base: Checkpoint
+    adapter: Adapter
+    config: Mapping[str, Any]
+    tensors: Mapping[str, TensorPlan]
+    files: tuple[OutputFile, ...]
+    side_files: tuple[SideFile, ...]
+    notes: tuple[str, ...]
+    reproducible: str
+
+    @cached_property
+    def plan_id(self) -> str:
+        """Digest of the plan document."""
+        return digest_of(self.document())
+
+    @property
+    def touched(self) -> tuple[TensorPlan, ...]:
+        return tuple(plan for plan in self.tensors.values() if plan.change is not None)
+
+    @property
+    def bytes_to_write(self) -> int:
+        return sum(file.size for file in self.files) + sum(side.size for side in self.side_files)
+
+    @property
+    def bytes_to_read(self) -> int:
+        """What a merge reads of the weights: the base once, and the adapter."""
+        return sum(shard.size for shard in self.base.shards) + self.adapter.nbytes
+
+    def document(self) -> dict[str, Any]:
+        """The plan as JSON data, the same for the same headers and recipe."""
+        return {
+            "algorithm": ALGORITHM,
+            "recipe": self.recipe.model_dump(),
+            "adapter_config": digest_of(self.adapter.config),
+            "adapter_tensors": {
+                name: [info.dtype, list(info.shape)]
+                for name, info in sorted(self.adapter.tensors.items())
+            },
+            "files": [_file_document(file) for file in self.files],
+            "side_files": sorted(side.name for side in self.side_files),
+        }
+
+
+def merge_key(plan: Plan, digests: Mapping[str, str]) -> str:
+    """Name of the result: plan and inputs (``role/name`` -> SHA-256)."""
+    return digest_of({"plan": plan.plan_id, "inputs": dict(digests), "algorithm": ALGORITHM})
+
+
+def digest_of(document: Any) -> str:
+    """SHA-256 of canonical JSON."""
+    text = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _file_document(file: OutputFile) -> dict[str, Any]:
+    return {
+        "name": file.name,
+        "size": file.size,
+        "head": hashlib.sha256(file.head).hexdigest(),
+        "tensors": [_piece_document(piece) for piece in file.pieces],
+    }
+
+
+def _piece_document(piece: Piece) -> dict[str, Any]:
+    plan = piece.plan
+    document: dict[str, Any] = {"name": plan.name, "bytes": [piece.start, piece.stop]}
+    if plan.source is not None and (plan.change is None or plan.change.reads_base):
+        document["from"] = [plan.source.shard, plan.source.start, plan.source.stop]
+    if plan.source is not None and plan.source.dtype != plan.dtype:
+        document["dtype"] = [plan.source.dtype, plan.dtype]
+    if plan.change is not None:
+        document["steps"] = [type(step).__name__ for step in plan.change.steps]
+    return document

@@ -1,0 +1,237 @@
+"""Where an output directory grows, so that others see the old state or the complete one.
+
+Work goes to a hidden sibling, or for an existing empty directory (it may be a mount point) to a
+hidden folder inside it. It is renamed last; what must be replaced is exchanged atomically. A killed
+run leaves its work behind, and the same command takes it up again.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from remerge.errors import Locked, TryAgain, UsageError
+from remerge.sources.storage import cannot_write, sync_directory
+
+MANIFEST = "remerge.json"
+_INSIDE = ".remerge-partial"
+_STATE = ".state.json"
+_LOCK = ".lock"
+_RENAME_EXCHANGE = 2
+_AT_FDCWD = -100
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """The folder where an output is made: ``work`` becomes ``out``, or fills it when ``inside``."""
+
+    out: Path
+    work: Path
+    inside: bool
+
+    def receipt(self, name: str) -> dict[str, Any] | None:
+        """What a finished file of an earlier, killed run left; None without one."""
+        return _read_json(self.work / f".{name}.receipt")
+
+    def write_receipt(self, name: str, receipt: dict[str, Any]) -> None:
+        """Record that a file is finished and durable."""
+        write_durably(self.work / f".{name}.receipt", json.dumps(receipt).encode())
+
+
+def check_output(out: Path, inputs: list[Path], *, overwrite: bool) -> None:
+    """Refuse an output that is an input, lies in one, or would replace something unasked."""
+    resolved = out.resolve()
+    for path in inputs:
+        source = path.resolve()
+        if resolved == source or source in resolved.parents or resolved in source.parents:
+            raise UsageError(
+                f"The output {out} and the input {path} overlap.",
+                why="Inputs are never touched.",
+                hint="Choose another place with -o.",
+            )
+    if not os.path.lexists(out):
+        if not out.parent.is_dir():
+            raise UsageError(
+                f"Cannot create {out}: the directory {out.parent} does not exist.",
+                hint=f"Create it first: mkdir -p {out.parent}.",
+            )
+        return
+    if not out.is_dir():
+        raise UsageError(f"{out} exists and is not a directory.", hint="Choose another -o.")
+    foreign = [p.name for p in out.iterdir() if p.name != _INSIDE]
+    if foreign and not overwrite and not (out / _INSIDE).exists():
+        raise UsageError(
+            f"{out} exists and is not empty.",
+            why="It may hold somebody's work.",
+            hint="Choose another -o, or add --overwrite to replace it.",
+        )
+
+
+def check_space(out: Path, needed: int) -> None:
+    """Refuse, before the first write, what will not fit."""
+    place = out if out.is_dir() else out.parent
+    status = os.statvfs(place)
+    free = status.f_bavail * status.f_frsize
+    if needed > free:
+        raise TryAgain(
+            f"{out} needs {needed:,} bytes, but its file system has {free:,} free.",
+            hint="Free some space, or choose another place with -o.",
+        )
+
+
+@contextmanager
+def workplace(out: Path, state: dict[str, Any]) -> Iterator[Workplace]:
+    """Open the work of this output, alone.
+
+    Work of an earlier run with the same ``state`` is kept, any other is dropped. Any failure but a
+    kill removes the work. Raises `Locked` while another process works on the same output.
+    """
+    out = out.absolute()
+    _finish_replacing(out)
+    inside = out.is_dir() and all(p.name == _INSIDE for p in out.iterdir())
+    inside = inside or (out / _INSIDE).is_dir()
+    place = Workplace(out, out / _INSIDE if inside else _sibling(out), inside)
+    with _locked(place.work):
+        try:
+            if _read_json(place.work / _STATE) == state:
+                _take_back(place)
+            else:
+                _clear(place.work)
+                write_durably(place.work / _STATE, json.dumps(state).encode())
+            yield place
+        except BaseException:
+            shutil.rmtree(place.work, ignore_errors=True)
+            raise
+
+
+def publish(place: Workplace) -> None:
+    """Make the work the output: all of it, or (killed at any moment) none that looks complete."""
+    for leftover in place.work.glob(".*.receipt"):
+        leftover.unlink()
+    (place.work / _STATE).unlink(missing_ok=True)
+    if place.inside:
+        _fill(place)
+        return
+    (place.work / _LOCK).unlink(missing_ok=True)
+    sync_directory(place.work)
+    if not place.out.is_dir():
+        place.work.rename(place.out)
+    elif not _exchange(place.work, place.out):
+        old = _old(place.out)
+        place.out.rename(old)
+        place.work.rename(place.out)
+        shutil.rmtree(old)
+    sync_directory(place.out.parent)
+    shutil.rmtree(place.work, ignore_errors=True)
+
+
+def write_durably(path: Path, content: bytes) -> None:
+    """Write a small file whole: a temporary name, fsync, rename."""
+    temporary = path.with_name(path.name + "~")
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.rename(path)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def _sibling(out: Path) -> Path:
+    return out.parent / f".{out.name}{_INSIDE}"
+
+
+def _old(out: Path) -> Path:
+    return out.parent / f".{out.name}.remerge-old"
+
+
+def _finish_replacing(out: Path) -> None:
+    """End a double rename that a kill cut in two: the new state was complete, so it wins."""
+    old = _old(out)
+    if not old.is_dir():
+        return
+    if not out.exists():
+        work = _sibling(out)
+        (work if (work / MANIFEST).exists() else old).rename(out)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def _locked(work: Path) -> Iterator[None]:
+    try:
+        work.mkdir(exist_ok=True)
+        fd = os.open(work / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
+    except OSError as error:
+        raise cannot_write(work, error) from error
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise Locked(
+                f"Another remerge is writing {work.parent}.",
+                hint="Wait for it to end, or choose another -o.",
+            ) from error
+        yield
+    finally:
+        os.close(fd)
+
+
+def _take_back(place: Workplace) -> None:
+    """Undo a filling that was cut short: files already moved out return to the work."""
+    if place.inside:
+        for path in place.out.iterdir():
+            if path.name != _INSIDE:
+                path.rename(place.work / path.name)
+
+
+def _clear(work: Path) -> None:
+    for path in work.iterdir():
+        if path.name == _LOCK:
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _fill(place: Workplace) -> None:
+    """Move everything up into the existing directory, the manifest last."""
+    names = sorted(p.name for p in place.work.iterdir() if p.name not in (_LOCK, MANIFEST))
+    for name in [*names, MANIFEST]:
+        (place.work / name).rename(place.out / name)
+    sync_directory(place.out)
+    shutil.rmtree(place.work, ignore_errors=True)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Swap two directories in one step; False where the system or file system cannot."""
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError):
+        return False
+    result = renameat2(
+        _AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE
+    )
+    if result == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP):
+        return False
+    raise OSError(code, os.strerror(code))
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None

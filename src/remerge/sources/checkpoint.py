@@ -1,0 +1,238 @@
+"""A base checkpoint as named tensors, shards and side files, known from its headers alone."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, cast
+
+from remerge.errors import BadInput
+from remerge.sources.header import Header, read_header
+
+_MAX_JSON = 100_000_000
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+# Weights in other formats would still be the base's: a copy of them beside merged weights is how
+# a server ends up serving the wrong model.
+_OTHER_WEIGHTS = (
+    ".bin",
+    ".pt",
+    ".pth",
+    ".ckpt",
+    ".gguf",
+    ".onnx",
+    ".onnx_data",
+    ".h5",
+    ".msgpack",
+    ".tflite",
+    ".npz",
+    ".safetensors",
+    ".mlmodel",
+    ".ot",
+)
+_MANIFESTS = ("remerge.json", "provenance.json", "remerge.preparations")
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A tensor on disk: bytes ``[start, stop)`` of the shard's file."""
+
+    name: str
+    shard: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.stop - self.start
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One weight file: its name in the checkpoint, where it lies, its size and header."""
+
+    name: str
+    path: Path
+    size: int
+    header: Header
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A base: headers read, no weight read yet."""
+
+    path: Path
+    config: Mapping[str, Any]
+    shards: tuple[Shard, ...]
+    tensors: Mapping[str, StoredTensor]
+    index: str | None
+    side_files: tuple[str, ...]
+    left_out: tuple[str, ...]
+
+    def shard(self, name: str) -> Shard:
+        return next(shard for shard in self.shards if shard.name == name)
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint directory's configuration and headers.
+
+    Raises `BadInput` when it is no such directory or its files contradict each other.
+    """
+    if not path.is_dir():
+        raise BadInput(f"{path} is not a directory.", hint="Give the checkpoint's directory.")
+    if (path / "adapter_config.json").exists() and not (path / "config.json").exists():
+        raise BadInput(
+            f"{path} is an adapter, not a base checkpoint.",
+            hint="The base comes first: remerge merge BASE ADAPTER -o OUT.",
+        )
+    if not (path / "config.json").exists():
+        raise BadInput(
+            f"{path} has no config.json.",
+            why="It is not a Hugging Face checkpoint, or its download is incomplete.",
+        )
+    config = read_json_object(path / "config.json")
+    index, names, weight_map = _shard_names(path)
+    shards = tuple(_open_shard(path, name) for name in names)
+    tensors = _tensors(path, shards, weight_map)
+    side, left_out = _side_files(path, {*names, *([index] if index else [])})
+    return Checkpoint(path, config, shards, tensors, index, side, left_out)
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """A JSON file that holds an object; raises `BadInput` for anything else."""
+    try:
+        if not path.is_file():
+            raise BadInput(f"{path} is not a regular file.")
+        if path.stat().st_size > _MAX_JSON:
+            raise BadInput(f"{path} has {path.stat().st_size:,} bytes, too many for a JSON file.")
+        document = json.loads(path.read_bytes())
+    except OSError as error:
+        raise BadInput(f"Cannot read {path}: {error.strerror}.") from error
+    except (ValueError, RecursionError) as error:
+        raise BadInput(
+            f"{path} is not valid JSON ({error}).",
+            why="The file is damaged, or a git-lfs pointer stands in its place.",
+        ) from error
+    if not isinstance(document, dict):
+        raise BadInput(f"{path} holds a JSON {type(document).__name__}, not an object.")
+    return cast("dict[str, Any]", document)
+
+
+def _shard_names(path: Path) -> tuple[str | None, list[str], dict[str, str] | None]:
+    """The weight files as transformers finds them: the single file, else the index."""
+    if os.path.lexists(path / SINGLE):
+        return None, [SINGLE], None
+    if not (path / INDEX).exists():
+        found = sorted(p.name for p in path.iterdir() if p.suffix == ".safetensors")
+        if len(found) == 1:
+            return None, found, None
+        pickles = sorted(p.name for p in path.glob("*.bin"))
+        ggufs = sorted(p.name for p in path.glob("*.gguf"))
+        if ggufs and not found and not pickles:
+            raise BadInput(
+                f"{path} holds {ggufs[0]}, a GGUF file, and no safetensors.",
+                hint="Merge into the Hugging Face checkpoint that it was converted from.",
+            )
+        if pickles and not found:
+            raise BadInput(
+                f"{path} holds pickled weights ({pickles[0]}) and no safetensors.",
+                why="Unpickling runs code that came with the weights.",
+                hint="Convert it once with transformers (from_pretrained, then save_pretrained) "
+                "and merge into the result.",
+            )
+        raise BadInput(
+            f"{path} has neither {SINGLE} nor {INDEX}"
+            + (f", but {len(found)} safetensors files." if found else "."),
+            why="The download is incomplete." if not found else "The index is missing.",
+        )
+    weight_map = read_json_object(path / INDEX).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise BadInput(f"{path / INDEX} has no weight_map.")
+    entries = cast("dict[str, Any]", weight_map)
+    for tensor, file in entries.items():
+        if not isinstance(file, str) or file != PurePosixPath(file).name or file in ("", ".", ".."):
+            raise BadInput(
+                f"{path / INDEX} puts tensor {tensor!r} in {file!r}, which is not a plain file "
+                f"name of that directory."
+            )
+    return INDEX, list(dict.fromkeys(entries.values())), entries
+
+
+def _open_shard(path: Path, name: str) -> Shard:
+    file = path / name
+    if not file.exists():
+        raise BadInput(
+            f"{file} is missing.",
+            why="The index names it; the download is incomplete or the link is dangling.",
+        )
+    header = read_header(file)
+    return Shard(name, file, file.stat().st_size, header)
+
+
+def _tensors(
+    path: Path, shards: tuple[Shard, ...], weight_map: dict[str, str] | None
+) -> dict[str, StoredTensor]:
+    tensors: dict[str, StoredTensor] = {}
+    for shard in shards:
+        offset = shard.header.data_offset
+        for name, info in shard.header.tensors.items():
+            if name in tensors:
+                raise BadInput(
+                    f"{path}: tensor {name!r} stands in both {tensors[name].shard} and "
+                    f"{shard.name}.",
+                    why="One of the two copies is stale; which one counts cannot be known.",
+                )
+            if weight_map is not None and weight_map.get(name) != shard.name:
+                said = weight_map.get(name)
+                raise BadInput(
+                    f"{path / INDEX} "
+                    + (f"puts tensor {name!r} in {said}" if said else f"does not list {name!r}")
+                    + f", but {shard.name} holds it.",
+                    why="Index and shards come from different saves.",
+                )
+            tensors[name] = StoredTensor(
+                name, shard.name, info.dtype, info.shape, offset + info.start, offset + info.stop
+            )
+    for name in weight_map or {}:
+        if name not in tensors:
+            raise BadInput(
+                f"{path / INDEX} lists tensor {name!r} in {(weight_map or {})[name]}, which does "
+                f"not hold it.",
+                why="Index and shards come from different saves.",
+            )
+    return tensors
+
+
+def _side_files(path: Path, weights: set[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Everything else: what is carried along, and what is left out because it holds weights."""
+    kept: list[str] = []
+    left_out: list[str] = []
+    modules = _sentence_transformer_folders(path)
+    for folder, folders, files in os.walk(path):
+        relative = Path(folder).relative_to(path)
+        folders[:] = sorted(f for f in folders if not f.startswith("."))
+        for file in sorted(files):
+            name = (relative / file).as_posix()
+            if name in weights or file.startswith(".") or name in _MANIFESTS:
+                continue
+            if not (Path(folder) / file).is_file():
+                raise BadInput(f"{path / name} is not a regular file.")
+            carried = relative.parts[:1] in modules if relative.parts else False
+            other = file.endswith(_OTHER_WEIGHTS) or file.endswith((".index.json",))
+            (left_out if other and not carried else kept).append(name)
+    return tuple(kept), tuple(left_out)
+
+
+def _sentence_transformer_folders(path: Path) -> set[tuple[str, ...]]:
+    """Sub-folders that sentence-transformers lists: their weights are part of the model."""
+    try:
+        modules = json.loads((path / "modules.json").read_bytes())
+        return {(module["path"],) for module in modules if module["path"]}
+    except (OSError, ValueError, TypeError, KeyError):
+        return set()
