@@ -215,7 +215,9 @@ class Change:
 
     ``shape`` and ``dtype`` (a safetensors dtype name, e.g. ``BF16``) are the output's before
     ``--dtype``; ``view`` is the matrix the steps work on. ``reads_base`` is False when the first
-    step replaces everything (a new or resized tensor).
+    step replaces everything (a new or resized tensor). ``source`` names the base tensor whose
+    values the steps start from where it is not ``tensor`` itself: a head that is untied from its
+    embedding starts as the embedding, possibly without a single step.
     """
 
     tensor: str
@@ -224,6 +226,7 @@ class Change:
     view: tuple[int, int]
     steps: tuple[Delta, ...]
     reads_base: bool = True
+    source: str | None = None
 
 
 @dataclass(frozen=True)

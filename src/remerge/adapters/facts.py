@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -28,3 +29,24 @@ class ModelHint:
 
     task_type: str | None = None
     base_model_class: str | None = None
+
+
+class FactorShapes(Protocol):
+    """Shapes of the two factors of one LoRA layer, None where one is missing."""
+
+    @property
+    def a(self) -> tuple[int, ...] | None: ...
+
+    @property
+    def b(self) -> tuple[int, ...] | None: ...
+
+
+class Wanted(Protocol):
+    """What an adapter speaks of: layers with the shapes of their factors, and whole parameters
+    that it brings with theirs."""
+
+    @property
+    def modules(self) -> Mapping[str, Sequence[FactorShapes]]: ...
+
+    @property
+    def parameters(self) -> Mapping[str, tuple[int, ...]]: ...

@@ -7,13 +7,13 @@ The rules are asked from the installed library: this follows the loop of
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, core_model_loading
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
     WeightConverter,
@@ -21,7 +21,6 @@ from transformers.core_model_loading import (
     WeightTransform,
     apply_renamings,
     dot_natural_key,
-    rename_source_key,
 )
 
 from remerge.adapters.layouts import Layout, whole
@@ -29,6 +28,10 @@ from remerge.adapters.tracing import TracedTensor
 from remerge.errors import BadInput, RemergeError, Unsupported
 
 Shape = tuple[int, ...]
+# Its own annotations are too loose to be checked.
+rename_source_key: Callable[..., tuple[str, str | None]] = cast(
+    Any, core_model_loading
+).rename_source_key
 # How names on disk may treat the prefix of the base model (``model.``).
 STYLES = ("kept", "dropped", "added")
 
@@ -127,11 +130,9 @@ class Loading:
                 return
 
     def _run(self, name: str, feed: _Feed) -> dict[str, Layout]:
-        converter = deepcopy(feed.converter)
-        assert converter is not None
+        converter: Any = deepcopy(feed.converter)
         for pattern, key in feed.keys:
-            traced: Any = TracedTensor(whole(key, self._stored[key]))
-            converter.add_tensor(name, key, pattern, traced)
+            converter.add_tensor(name, key, pattern, TracedTensor(whole(key, self._stored[key])))
         steps = ", ".join(type(step).__name__ for step in converter.operations)
         try:
             made: dict[str, Any] = converter.convert(
@@ -149,7 +150,7 @@ class Loading:
                 f" that begin with {feed.keys[0][1]!r} is not what the model expects.",
             ) from error
         return {
-            target: (tensor[0] if isinstance(tensor, list) else tensor).layout
+            target: cast(TracedTensor, tensor[0] if isinstance(tensor, list) else tensor).origin
             for target, tensor in made.items()
         }
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
-import os
+import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from typing import Any, cast
 
 import torch
@@ -68,8 +68,9 @@ def _parsed(config: Mapping[str, Any]) -> PreTrainedConfig:
     fields = {key: copy.deepcopy(value) for key, value in config.items() if key not in ignored}
     try:
         with quiet():
-            config_class = cast(type[PreTrainedConfig], CONFIG_MAPPING[model_type])
-            return config_class.from_dict(fields)
+            config_class = cast(Any, CONFIG_MAPPING[str(model_type)])
+            # JSON has no infinity, transformers writes one as a tagged string.
+            return config_class.from_dict(config_class._decode_special_floats(fields))
     # Configs validate themselves with exceptions of several libraries' own.
     except Exception as error:
         raise BadInput(
@@ -108,7 +109,7 @@ def _auto_class(auto: Any, parsed: PreTrainedConfig) -> type[PreTrainedModel] | 
 
 
 def _built(model_class: type[PreTrainedModel], parsed: PreTrainedConfig) -> PreTrainedModel:
-    config = copy.deepcopy(parsed)
+    config: Any = copy.deepcopy(parsed)
     text = config.sub_configs.get("text_config")
     wanted: Any = model_class.config_class
     if text is not None and wanted is text:
@@ -121,10 +122,10 @@ def _built(model_class: type[PreTrainedModel], parsed: PreTrainedConfig) -> PreT
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def quiet() -> Generator[None]:
     """Nothing of what transformers and its models print or warn about on construction."""
     level = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity(transformers_logging.CRITICAL)
+    transformers_logging.set_verbosity(logging.CRITICAL)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from remerge.adapters.facts import ModelHint, TensorFacts
+from remerge.adapters.facts import ModelHint, TensorFacts, Wanted
 from remerge.adapters.layouts import whole
 from remerge.adapters.loading import Loading
 from remerge.adapters.meta_model import candidate_models, quiet
@@ -40,7 +39,7 @@ class ModelNames:
 
     def __init__(self, model: PreTrainedModel, tensors: Mapping[str, TensorFacts]) -> None:
         self._model = model
-        self._modules = dict(model.named_modules(remove_duplicate=False))
+        self._modules = _modules(model)
         self._shapes = {
             name: tuple(value.shape)
             for name, value in model.state_dict().items()
@@ -138,12 +137,11 @@ class ModelNames:
         return any(isinstance(module, Conv1D) for module in self._modules.values())
 
 
-def model_names(
+def likeliest_names(
     config: Mapping[str, Any],
     tensors: Mapping[str, TensorFacts],
     hint: ModelHint,
-    modules: Collection[str] = (),
-    parameters: Collection[str] = (),
+    wanted: Wanted,
 ) -> ModelNames:
     """Names under the class that the adapter was trained with: the first in which all of its names
     exist, else the first in which all have a meaning, else the likeliest."""
@@ -151,21 +149,33 @@ def model_names(
     for model in candidate_models(config, hint):
         with quiet():
             names = ModelNames(model, tensors)
-        if names.has(modules, parameters):
+        if names.has(wanted.modules, wanted.parameters):
             return names
         tried.append(names)
-    return next((names for names in tried if names.finds(modules, parameters)), tried[0])
+    for names in tried:
+        if names.finds(wanted.modules, wanted.parameters):
+            return names
+    return tried[0]
+
+
+def _modules(model: nn.Module) -> dict[str, nn.Module]:
+    # A module under two names (a shared block) is meant by either.
+    return dict(cast(Any, model).named_modules(remove_duplicate=False))
 
 
 def _layer(module: nn.Module) -> Layer:
     kind = next((known for known in KINDS if isinstance(module, known)), type(module))
-    return Layer(kind.__name__, int(getattr(module, "groups", 1)))
+    return Layer(
+        kind.__name__,
+        groups=int(getattr(module, "groups", 1)),
+        transposed=bool(getattr(module, "is_transposed", False)),
+    )
 
 
 def _tied_groups(model: PreTrainedModel) -> dict[str, tuple[str, ...]]:
     """Parameters that share memory, each with its whole group, the one on disk by custom first."""
     groups: dict[str, list[str]] = {}
-    ties: Mapping[str, str] = model.all_tied_weights_keys
+    ties = cast(Mapping[str, str], cast(Any, model).all_tied_weights_keys)
     for target, source in ties.items():
         joined = groups.get(source, [source])
         joined += [name for name in groups.get(target, [target]) if name not in joined]

@@ -40,7 +40,8 @@ class Region:
 
     With ``transposed`` the right-hand side is transposed first: ``rows`` then runs along
     ``parameter_cols`` and ``cols`` along ``parameter_rows``. All indices are into the matrix views
-    described above; for a stacked parameter ``parameter_rows`` already includes the expert's offset.
+    described above; for a stacked parameter ``parameter_rows`` already includes the expert's
+    offset.
     """
 
     tensor: str
@@ -59,10 +60,13 @@ class Layer:
     ``kind`` is the torch or transformers class name that decides how a delta is laid out:
     ``Linear``, ``Conv1D``, ``Embedding``, ``Conv1d``, ``Conv2d``, ``Conv3d``,
     ``MultiheadAttention``, or any other class name for a module that only holds parameters.
+    ``transposed``: its stacked parameters are ``(E, in, out)`` and not ``(E, out, in)``
+    (transformers' ``is_transposed``), which the shape of a square matrix does not say.
     """
 
     kind: str
     groups: int = 1
+    transposed: bool = False
 
 
 class Names(Protocol):

@@ -18,15 +18,15 @@ from remerge.errors import Unsupported
 class TracedTensor(torch.Tensor):
     """A tensor of the shape of its layout, on the meta device."""
 
-    layout: Layout
+    origin: Layout
 
     @staticmethod
-    def __new__(cls, layout: Layout) -> TracedTensor:
+    def __new__(cls: type[TracedTensor], layout: Layout) -> TracedTensor:
         make = cast(Any, torch.Tensor)._make_wrapper_subclass
         return make(cls, layout.shape, dtype=torch.float32, device="meta")
 
     def __init__(self, layout: Layout) -> None:
-        self.layout = layout
+        self.origin = layout
 
     @classmethod
     def __torch_dispatch__(
@@ -45,7 +45,7 @@ class TracedTensor(torch.Tensor):
 
 def _unwrapped(argument: Any) -> Any:
     if isinstance(argument, TracedTensor):
-        return argument.layout
+        return argument.origin
     if isinstance(argument, list | tuple):
         return [_unwrapped(item) for item in cast(Sequence[Any], argument)]
     return argument
@@ -73,9 +73,7 @@ def _stack(tensors: Sequence[Layout], dim: int = 0) -> Layout:
 def _split_with_sizes(tensor: Layout, sizes: Sequence[int], dim: int = 0) -> list[Layout]:
     dim %= len(tensor.shape)
     stops = [sum(sizes[: i + 1]) for i in range(len(sizes))]
-    return [
-        take(tensor, dim, stop - size, stop) for stop, size in zip(stops, sizes, strict=True)
-    ]
+    return [take(tensor, dim, stop - size, stop) for stop, size in zip(stops, sizes, strict=True)]
 
 
 def _split(tensor: Layout, size: int, dim: int = 0) -> list[Layout]:

@@ -1,0 +1,120 @@
+"""The command line: one file a command, nothing but parsing and printing."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import signal
+import sys
+import traceback
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from remerge.errors import RemergeError, TryAgain
+from remerge.version import __version__
+
+_COMMANDS = ("merge", "inspect", "verify")
+
+
+class _Lazy(click.Group):
+    """Imports a command's module when it is asked for: the help must not wait for torch."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        return importlib.import_module(f"remerge.cli.{cmd_name}").command
+
+
+class Terminated(BaseException):
+    """SIGTERM, unwound like Ctrl-C so that no half-made output stays."""
+
+
+@click.group(
+    cls=_Lazy,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes: 0 done, 1 internal, 2 usage, 3 bad input, 4 files differ from their "
+    "manifest, 5 derivation differs, 6 locked, 75 try again, 130/143 interrupted.",
+)
+@click.version_option(__version__, prog_name="remerge")
+def group() -> None:
+    """Take a LoRA fine-tune to production: merged exactly, in constant memory, verifiable."""
+
+
+def main() -> NoReturn:
+    """Run the command line and exit with its code."""
+    signal.signal(signal.SIGTERM, _terminate)
+    as_json = "--json" in sys.argv[1:]
+    try:
+        code: Any = group(standalone_mode=False, prog_name="remerge")
+        _leave(code if isinstance(code, int) else 0)
+    except click.exceptions.Exit as error:
+        _leave(error.exit_code)
+    except click.ClickException as error:
+        if as_json:
+            click.echo(json.dumps({"error": {"kind": "usage", "what": error.format_message()}}))
+        error.show()
+        _leave(error.exit_code)
+    except RemergeError as error:
+        _show(error, as_json)
+        _leave(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("Interrupted; nothing was left behind.", err=True)
+        _leave(130)
+    except Terminated:
+        click.echo("Terminated; nothing was left behind.", err=True)
+        _leave(143)
+    except BrokenPipeError:
+        sys.stderr.close()
+        _leave(0)
+    except OSError as error:
+        _show(TryAgain(f"{error.filename or 'The system'}: {error.strerror}."), as_json)
+        _leave(TryAgain.exit_code)
+    except MemoryError:
+        _show(TryAgain("Out of memory.", hint="Lower --max-memory or --threads."), as_json)
+        _leave(TryAgain.exit_code)
+    except Exception as error:  # the last resort: a fault of ours, said without a traceback
+        if os.environ.get("REMERGE_DEBUG"):
+            traceback.print_exc()
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        internal = RemergeError(
+            f"Internal error: {type(error).__name__}: {error} "
+            f"({Path(place.filename).name}:{place.lineno}).",
+            why="This is a fault in remerge, not in your input.",
+            hint="Please report it; REMERGE_DEBUG=1 shows where it happened.",
+        )
+        _show(internal, as_json)
+        _leave(1)
+
+
+def _show(error: RemergeError, as_json: bool) -> None:
+    if as_json:
+        document = {
+            "kind": error.label,
+            "exit_code": error.exit_code,
+            "what": error.what,
+            "why": error.why,
+            "hint": error.hint,
+        }
+        click.echo(json.dumps({"error": document}))
+    click.echo(f"error: {_one_paragraph(str(error))}", err=True)
+
+
+def _one_paragraph(text: str) -> str:
+    """Without line breaks or control characters, which a hostile name may hold."""
+    clean = "".join(c if c.isprintable() else " " for c in text)
+    return " ".join(clean.encode("utf-8", "replace").decode().split())
+
+
+def _terminate(signum: int, frame: Any) -> None:
+    raise Terminated
+
+
+def _leave(code: int) -> NoReturn:
+    sys.stdout.flush()
+    sys.exit(code)

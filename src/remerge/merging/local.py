@@ -9,7 +9,6 @@ to hash, while the others compute.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -18,16 +17,12 @@ from typing import Any, Protocol
 
 import torch
 
+from remerge.merging.budget import Resources
 from remerge.merging.merged import MergedCheckpoint
 from remerge.merging.plan import OutputFile, Piece
 from remerge.sources.checkpoint import Shard
 from remerge.sources.dtypes import itemsize, torch_dtype
 from remerge.sources.storage import aligned_buffer
-
-# What Python, torch and the widened factors take, measured; the rest of the budget is buffers.
-_RESIDENT = 420 * 2**20
-_CHUNK = 2**24
-_SMALLEST_CHUNK = 2**20
 
 
 class Sink(Protocol):
@@ -38,24 +33,6 @@ class Sink(Protocol):
     def finish(self, file: OutputFile, digest: str, twin_digest: str | None) -> None:
         """All chunks of the file have been put; its digest and that of the base shard read."""
         ...
-
-
-@dataclass(frozen=True)
-class Resources:
-    """How much of the machine a run may take; changes no byte of the result."""
-
-    threads: int
-    chunk: int
-
-    @classmethod
-    def of(cls, max_memory: int, threads: int | None = None) -> Resources:
-        """One thread more than processors keeps them busy while one waits for the disk."""
-        count = threads or min((os.cpu_count() or 1) + 1, 16)
-        room = max(max_memory - _RESIDENT, 0)
-        while count > 1 and room // (3 * count) < _SMALLEST_CHUNK:
-            count -= 1
-        chunk = max(_SMALLEST_CHUNK, min(_CHUNK, room // (3 * count)))
-        return cls(count, chunk - chunk % _SMALLEST_CHUNK)
 
 
 Progress = Callable[[int, str], None]

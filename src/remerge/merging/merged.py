@@ -18,12 +18,12 @@ import torch
 from remerge.adapters.deltas import Change, Factor, Load, Prepared
 from remerge.errors import BadInput
 from remerge.merging.kernel import Scratch, merge_elements
+from remerge.merging.preparations import prepare
 from remerge.sources.checkpoint import Checkpoint, StoredTensor
 from remerge.sources.dtypes import MERGEABLE, torch_dtype
 from remerge.sources.storage import InputFile
 
 _FACTOR_BUDGET = 2**26
-_ROWS_BYTES = 2**24
 
 
 @dataclass(frozen=True)
@@ -82,9 +82,9 @@ class MergedCheckpoint(Mapping[str, "MergedTensor"]):
 
     base: Checkpoint
     plans: Mapping[str, TensorPlan]
-    prepared: Mapping[str, Sequence[Prepared]]
-    device: torch.device
     config: Mapping[str, Any]
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    prepared: dict[str, Sequence[Prepared]] = field(default_factory=dict[str, Sequence[Prepared]])
     _files: dict[str, InputFile] = field(default_factory=dict[str, InputFile])
     _lock: Any = field(default_factory=Lock)
     _local: Any = field(default_factory=local)
@@ -140,9 +140,24 @@ class MergedCheckpoint(Mapping[str, "MergedTensor"]):
             target,
             first,
             self.load,
-            self.prepared.get(plan.name) or ({},) * len(plan.change.steps),
+            self.prepare(plan.change),
             self._scratch(),
         )
+
+    def prepare(self, change: Change) -> Sequence[Prepared]:
+        """The preparations of a tensor's steps, computed at the first call.
+
+        Two threads may compute the same numbers; that is cheaper than making the others wait.
+        """
+        found = self.prepared.get(change.tensor)
+        if found is None:
+            matrix = None
+            if change.reads_base:
+                stored = self.base.tensors[change.source or change.tensor]
+                matrix = StoredMatrix(self, stored, change.view)
+            computed = prepare(change, matrix, self.load, self.device)
+            found = self.prepared.setdefault(change.tensor, computed)
+        return found
 
     def _scratch(self) -> Scratch:
         if not hasattr(self._local, "scratch"):
@@ -153,14 +168,15 @@ class MergedCheckpoint(Mapping[str, "MergedTensor"]):
         """``count`` elements of the output tensor from ``first`` on, 1-D."""
         source = None
         if plan.source is not None and (plan.change is None or plan.change.reads_base):
-            source = self._read_source(plan.source, first, count)
+            source = self.read_base(plan.source, first, count)
             if plan.copied:
                 return source
         target = torch.empty(count, dtype=torch_dtype(plan.dtype))
         self.merge(plan, source, target, first)
         return target
 
-    def _read_source(self, stored: StoredTensor, first: int, count: int) -> torch.Tensor:
+    def read_base(self, stored: StoredTensor, first: int, count: int) -> torch.Tensor:
+        """``count`` elements of a base tensor from ``first`` on, 1-D, as stored."""
         dtype = torch_dtype(stored.dtype)
         buffer = bytearray(count * dtype.itemsize)
         if not buffer:
@@ -257,7 +273,5 @@ class StoredMatrix:
 
     def rows(self, rows: range) -> torch.Tensor:
         columns = self.shape[1]
-        flat = self.checkpoint._read_source(  # pyright: ignore[reportPrivateUsage]
-            self.stored, rows.start * columns, len(rows) * columns
-        )
+        flat = self.checkpoint.read_base(self.stored, rows.start * columns, len(rows) * columns)
         return flat.reshape(len(rows), columns).to(self.checkpoint.device, torch.float64)

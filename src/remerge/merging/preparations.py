@@ -7,13 +7,19 @@ stay beside the output, because another machine's LAPACK may round them differen
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import torch
 
 from remerge.adapters.deltas import BaseMatrix, Change, Load, Prepared, Window
-from remerge.errors import UsageError
+from remerge.errors import BadInput, UsageError
+from remerge.merging.budget import RESIDENT
+from remerge.sources.dtypes import dtype_name, torch_dtype
+from remerge.sources.header import build_header, read_header
 
 Preparations = Mapping[str, Sequence[Prepared]]
 
@@ -34,8 +40,6 @@ class StagedMatrix:
 
     @property
     def dtype(self) -> torch.dtype:
-        from remerge.sources.dtypes import torch_dtype
-
         return torch_dtype(self.change.dtype)
 
     def rows(self, rows: range) -> torch.Tensor:
@@ -61,14 +65,65 @@ def prepare(
     return tuple(done)
 
 
+@runtime_checkable
+class Decomposes(Protocol):
+    """A step whose preparation takes a whole matrix to LAPACK."""
+
+    def bytes_needed(self, shape: tuple[int, int]) -> int:
+        """Peak bytes of the preparation for a tensor with this matrix view."""
+        ...
+
+
+def decomposes(change: Change) -> bool:
+    """Whether the result is reproducible to the byte on one numerical stack only."""
+    return any(isinstance(step, Decomposes) for step in change.steps)
+
+
 def check_memory(change: Change, max_memory: int) -> None:
     """Refuse, before any work, a preparation that does not fit the memory budget."""
-    needed = max((step.memory_needed(change.view) for step in change.steps), default=0)
-    if needed > max_memory:
+    steps = [step for step in change.steps if isinstance(step, Decomposes)]
+    needed = max((step.bytes_needed(change.view) for step in steps), default=0)
+    if needed and needed + RESIDENT > max_memory:
+        total = needed + RESIDENT
         raise UsageError(
             f"Tensor {change.tensor} ({change.view[0]} x {change.view[1]}) needs about "
-            f"{needed / 2**30:.1f} GiB for its decomposition, over the budget of "
+            f"{total / 2**30:.1f} GiB for its decomposition, over the budget of "
             f"{max_memory / 2**30:.1f} GiB.",
-            why="This kind of adapter is merged into a residual that takes a whole matrix at once.",
-            hint=f"Run again with --max-memory {-(-needed // 2**30)}GiB.",
+            why="This adapter was trained on a residual that takes a whole matrix at once.",
+            hint=f"Run again with --max-memory {-(-total // 2**30)}GiB.",
         )
+
+
+def save(path: Path, preparations: Preparations) -> None:
+    """Write preparations as one safetensors-formatted file: ``tensor|step|name`` -> values."""
+    flat = {
+        f"{tensor}|{step}|{name}": values.contiguous()
+        for tensor, steps in sorted(preparations.items())
+        for step, numbers in enumerate(steps)
+        for name, values in sorted(numbers.items())
+    }
+    header = build_header(
+        ((name, dtype_name(values.dtype), tuple(values.shape)) for name, values in flat.items()), {}
+    )
+    with path.open("wb") as stream:
+        stream.write(struct.pack("<Q", len(header.raw)) + header.raw)
+        for values in flat.values():
+            stream.write(values.numpy().tobytes())
+
+
+def restore(path: Path, changes: Mapping[str, Change]) -> Preparations:
+    """Read what `save` wrote; tensors without an entry get empty preparations."""
+    header = read_header(path)
+    found: dict[str, list[dict[str, torch.Tensor]]] = {
+        name: [{} for _ in change.steps] for name, change in changes.items()
+    }
+    with path.open("rb") as stream:
+        for key, info in header.tensors.items():
+            tensor, step, name = key.rsplit("|", 2)
+            stream.seek(header.data_offset + info.start)
+            data = bytearray(stream.read(info.nbytes))
+            values = torch.frombuffer(data, dtype=torch_dtype(info.dtype)).reshape(info.shape)
+            if tensor not in found or not int(step) < len(found[tensor]):
+                raise BadInput(f"{path} does not belong to this merge ({tensor} is not in it).")
+            found[tensor][int(step)][name] = values
+    return found

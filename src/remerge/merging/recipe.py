@@ -29,6 +29,20 @@ class Recipe(BaseModel):
     copy_code: bool = False
 
 
+def make_recipe(
+    dtype: str, max_shard_size: int | str | None, tokenizer: str, copy_code: bool
+) -> Recipe:
+    """A recipe from what people write; raises `UsageError`."""
+    if tokenizer not in ("auto", "base", "adapter"):
+        raise UsageError(f"Unknown tokenizer source {tokenizer!r}.", hint="Choose base or adapter.")
+    return Recipe(
+        dtype=parse_dtype(dtype),
+        max_shard_size=None if max_shard_size is None else parse_size(max_shard_size),
+        tokenizer=tokenizer,
+        copy_code=copy_code,
+    )
+
+
 def parse_dtype(text: str) -> Literal["keep", "BF16", "F16", "F32"]:
     """``--dtype`` as people write it; raises `UsageError`."""
     if text == "keep":

@@ -47,8 +47,8 @@ class Workplace:
         write_durably(self.work / f".{name}.receipt", json.dumps(receipt).encode())
 
 
-def check_output(out: Path, inputs: list[Path], *, overwrite: bool) -> None:
-    """Refuse an output that is an input, lies in one, or would replace something unasked."""
+def check_place(out: Path, inputs: list[Path]) -> None:
+    """Refuse an output that is an input, lies in one or holds one, or has no place to be."""
     resolved = out.resolve()
     for path in inputs:
         source = path.resolve()
@@ -58,17 +58,20 @@ def check_output(out: Path, inputs: list[Path], *, overwrite: bool) -> None:
                 why="Inputs are never touched.",
                 hint="Choose another place with -o.",
             )
-    if not os.path.lexists(out):
-        if not out.parent.is_dir():
-            raise UsageError(
-                f"Cannot create {out}: the directory {out.parent} does not exist.",
-                hint=f"Create it first: mkdir -p {out.parent}.",
-            )
-        return
-    if not out.is_dir():
+    if out.exists() and not out.is_dir():
         raise UsageError(f"{out} exists and is not a directory.", hint="Choose another -o.")
-    foreign = [p.name for p in out.iterdir() if p.name != _INSIDE]
-    if foreign and not overwrite and not (out / _INSIDE).exists():
+    if not resolved.parent.is_dir():
+        raise UsageError(
+            f"Cannot create {out}: the directory {out.parent} does not exist.",
+            hint=f"Create it first: mkdir -p {out.parent}.",
+        )
+
+
+def check_free(out: Path, *, overwrite: bool) -> None:
+    """Refuse to replace what was not asked to be replaced."""
+    if not out.is_dir() or overwrite or (out / _INSIDE).exists():
+        return
+    if any(out.iterdir()):
         raise UsageError(
             f"{out} exists and is not empty.",
             why="It may hold somebody's work.",
@@ -95,7 +98,7 @@ def workplace(out: Path, state: dict[str, Any]) -> Iterator[Workplace]:
     Work of an earlier run with the same ``state`` is kept, any other is dropped. Any failure but a
     kill removes the work. Raises `Locked` while another process works on the same output.
     """
-    out = out.absolute()
+    out = out.resolve()
     _finish_replacing(out)
     inside = out.is_dir() and all(p.name == _INSIDE for p in out.iterdir())
     inside = inside or (out / _INSIDE).is_dir()
@@ -117,11 +120,11 @@ def publish(place: Workplace) -> None:
     """Make the work the output: all of it, or (killed at any moment) none that looks complete."""
     for leftover in place.work.glob(".*.receipt"):
         leftover.unlink()
-    (place.work / _STATE).unlink(missing_ok=True)
     if place.inside:
         _fill(place)
         return
-    (place.work / _LOCK).unlink(missing_ok=True)
+    for leftover in (_STATE, _LOCK):
+        (place.work / leftover).unlink(missing_ok=True)
     sync_directory(place.work)
     if not place.out.is_dir():
         place.work.rename(place.out)
@@ -206,7 +209,8 @@ def _clear(work: Path) -> None:
 
 def _fill(place: Workplace) -> None:
     """Move everything up into the existing directory, the manifest last."""
-    names = sorted(p.name for p in place.work.iterdir() if p.name not in (_LOCK, MANIFEST))
+    kept = (_LOCK, _STATE, MANIFEST)
+    names = sorted(p.name for p in place.work.iterdir() if p.name not in kept)
     for name in [*names, MANIFEST]:
         (place.work / name).rename(place.out / name)
     sync_directory(place.out)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+
+import torch
 
 from remerge.adapters.deltas import Delta, Replaced
 from remerge.adapters.lora.config import LoraConfig
@@ -40,7 +42,7 @@ class Context:
     """Everything that the layers of one adapter are read with.
 
     ``wholes`` are the parameters that the adapter replaces: their shapes, not the base's, are
-    those that low-rank steps must fit.
+    those that low-rank steps must fit. ``recent`` reads a stored tensor and keeps the last few.
     """
 
     adapter: AdapterFacts
@@ -49,6 +51,7 @@ class Context:
     config: LoraConfig
     misfits: Misfits
     wholes: Mapping[str, Whole]
+    recent: Callable[[str], torch.Tensor]
 
     def shape(self, parameter: str) -> tuple[int, ...] | None:
         """The parameter's shape as the steps after a replacement see it."""

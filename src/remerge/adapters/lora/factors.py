@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 
@@ -11,6 +12,8 @@ from remerge.adapters.deltas import Factor
 from remerge.adapters.lora.facts import AdapterFacts
 
 _WIDE = torch.float64
+# Enough for the experts' factors that a few threads work on at a time.
+_RECENT = 4
 
 
 def matrix(adapter: AdapterFacts, name: str, shape: tuple[int, int] | None = None) -> Factor:
@@ -32,11 +35,14 @@ def matrix(adapter: AdapterFacts, name: str, shape: tuple[int, int] | None = Non
 
 def turned(factor: Factor) -> Factor:
     """The transposed matrix."""
-    return Factor(
-        (factor.shape[1], factor.shape[0]), lambda: factor.read().T.contiguous(), None
-    )
+    return Factor((factor.shape[1], factor.shape[0]), lambda: factor.read().T.contiguous(), None)
 
 
 def made(shape: tuple[int, int], read: Callable[[], torch.Tensor]) -> Factor:
     """A matrix computed from stored tensors; ``read`` may return any float dtype."""
     return Factor(shape, lambda: read().to(_WIDE).reshape(shape))
+
+
+def recent_reader(adapter: AdapterFacts) -> Callable[[str], torch.Tensor]:
+    """Reads stored tensors and keeps the last few, of which many experts take a part each."""
+    return lru_cache(maxsize=_RECENT)(adapter.read)

@@ -44,7 +44,11 @@ class BaseFacts(Protocol):
 
 @dataclass(frozen=True)
 class LoraShapes:
-    """Shapes of the two factors of one LoRA layer as stored; None where one is missing."""
+    """Shapes of the two factors of one LoRA layer, None where one is missing.
+
+    They are those of a Linear: the weight has ``b[0]`` rows and ``a[1]`` columns. An embedding's
+    factors are named and turned accordingly.
+    """
 
     a: tuple[int, ...] | None
     b: tuple[int, ...] | None
@@ -52,11 +56,11 @@ class LoraShapes:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What an adapter speaks of, before any name is looked up.
+    """What an adapter speaks of, before any name is looked up: the input of `find_names`.
 
-    ``modules``: module paths (wrappers removed) with the shapes of their LoRA factors, of which
-    there are several where several parameters of a module are trained. ``parameters``: names of
-    whole parameters the adapter brings, with their shapes.
+    ``modules``: the paths of adapted modules with their factors' shapes, several where several
+    parameters of a module are trained. ``parameters``: names of whole parameters that the adapter
+    brings, or whose rows it replaces, with the shapes of what it holds.
     """
 
     modules: Mapping[str, tuple[LoraShapes, ...]]

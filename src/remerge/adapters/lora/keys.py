@@ -17,7 +17,9 @@ _LORA = re.compile(
     r"(?P<module>.+)\.lora_(?P<part>A|B|embedding_A|embedding_B|magnitude_vector|diag|velora_embed"
     r"|monteclora_sampler)(?:\.(?P<rest>.+))?"
 )
-_TOKENS = re.compile(r"(?P<module>.+)\.token_adapter\.trainable_tokens_(?P<part>delta|original)\b.*")
+_TOKENS = re.compile(
+    r"(?P<module>.+)\.token_adapter\.trainable_tokens_(?P<part>delta|original)\b.*"
+)
 _WRAPPED = re.compile(r"(?P<module>.+)\.(?P<role>modules_to_save|original_module)\.(?P<rest>.+)")
 # Wrappers of FSDP, activation checkpointing and torch.compile, which PEFT would not recognise.
 _RUNTIME_WRAPPERS = ("_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod")

@@ -1,0 +1,5 @@
+"""``python -m remerge``."""
+
+from remerge.cli import main
+
+main()

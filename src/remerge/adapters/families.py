@@ -1,0 +1,149 @@
+"""The families of PEFT adapters: what a `peft_type` of adapter_config.json does to a base.
+
+A new family is one entry here and a module that turns keys into changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from remerge.adapters.deltas import Changes
+from remerge.adapters.lora import family as lora
+from remerge.adapters.lora.facts import AdapterFacts, BaseFacts, LoraShapes, Wanted
+from remerge.adapters.lora.misfits import DoesNotFit, Misfit
+from remerge.adapters.regions import Names
+from remerge.errors import BadInput, Unsupported
+
+__all__ = [
+    "AdapterFacts",
+    "BaseFacts",
+    "DoesNotFit",
+    "Family",
+    "LoraShapes",
+    "Misfit",
+    "Wanted",
+    "changes",
+    "misfits",
+    "wanted",
+]
+
+
+class _Changes(Protocol):
+    def __call__(self, adapter: AdapterFacts, base: BaseFacts, names: Names) -> Changes: ...
+
+
+class _Wanted(Protocol):
+    def __call__(self, adapter: AdapterFacts) -> Wanted: ...
+
+
+@dataclass(frozen=True)
+class Family:
+    """What one `peft_type` needs: the names it speaks of, and the changes it asks for."""
+
+    wanted: _Wanted
+    changes: _Changes
+
+
+FAMILIES: Mapping[str, Family] = {"LORA": Family(lora.wanted, lora.changes)}
+
+# Families whose change of a weight can be computed from adapter and base; they lack an entry above.
+PLANNED = frozenset(
+    {
+        "ADALORA",
+        "BOFT",
+        "C3A",
+        "DEFT",
+        "DELORA",
+        "FOURIERFT",
+        "GLORA",
+        "GRALORA",
+        "HIRA",
+        "HRA",
+        "IA3",
+        "LN_TUNING",
+        "LOHA",
+        "LOKR",
+        "MISS",
+        "OFT",
+        "PVERA",
+        "RANDLORA",
+        "ROAD",
+        "SHIRA",
+        "TINYLORA",
+        "TRAINABLE_TOKENS",
+        "UNILORA",
+        "VBLORA",
+        "VERA",
+        "WAVEFT",
+    }
+)
+
+# What each of these adds at run time is no weight of the model.
+UNMERGEABLE: Mapping[str, str] = {
+    "ADAPTION_PROMPT": "It adds attention over trained prompts to every layer.",
+    "CARTRIDGE": "It is a trained key-value cache.",
+    "CPT": "It is a prompt of trained tokens.",
+    "LILY": "Its experts are chosen for every token.",
+    "MULTITASK_PROMPT_TUNING": "It is a prompt of trained tokens.",
+    "P_TUNING": "It is a prompt of trained tokens.",
+    "POLY": "Its skills are mixed for every task.",
+    "PREFIX_TUNING": "It is a trained key-value prefix.",
+    "PROMPT_TUNING": "It is a prompt of trained tokens.",
+    "XLORA": "It mixes several LoRAs anew for every token.",
+}
+
+
+def changes(adapter: AdapterFacts, base: BaseFacts, names: Names) -> Changes:
+    """What the adapter asks of this base. No weight of either is read.
+
+    Raises `DoesNotFit` (with all misfits) when a tensor of the adapter has no place in the base,
+    `Unsupported` for kinds that cannot be merged and `BadInput` for a broken configuration.
+    """
+    return _family(adapter).changes(adapter, base, names)
+
+
+def wanted(adapter: AdapterFacts) -> Wanted:
+    """The modules and parameters that the adapter speaks of, as `find_names` asks for them."""
+    return _family(adapter).wanted(adapter)
+
+
+def misfits(adapter: AdapterFacts, base: BaseFacts, names: Names) -> tuple[Misfit, ...]:
+    """The adapter's tensors that have no place in the base, () when it fits.
+
+    Raises `Unsupported` and `BadInput` as `changes` does.
+    """
+    try:
+        changes(adapter, base, names)
+    except DoesNotFit as error:
+        return error.misfits
+    return ()
+
+
+def _family(adapter: AdapterFacts) -> Family:
+    kind = adapter.config.get("peft_type")
+    if not isinstance(kind, str):
+        raise BadInput(
+            f"adapter_config.json of {adapter.path} names no peft_type (found {kind!r}).",
+            hint="Restore the adapter_config.json that the training run wrote.",
+        )
+    family = FAMILIES.get(kind)
+    if family is not None:
+        return family
+    if kind in UNMERGEABLE:
+        raise Unsupported(
+            f"{adapter.path} is a {kind} adapter, which no weights can stand for.",
+            why=UNMERGEABLE[kind],
+            hint="Serve it as an adapter on its base.",
+        )
+    if kind in PLANNED:
+        raise Unsupported(
+            f"{adapter.path} is a {kind} adapter, which this version cannot merge yet.",
+            why="The families it merges are " + ", ".join(sorted(FAMILIES)) + ".",
+            hint="Merge it with PEFT's merge_and_unload, or convert it to LoRA (peft.convert_to_lora).",
+        )
+    raise Unsupported(
+        f"{adapter.path} has the peft_type {kind[:40]!r}, which is not known.",
+        why="The families that can be merged are " + ", ".join(sorted(FAMILIES)) + ".",
+    )

@@ -1,0 +1,248 @@
+"""From a parameter of the model to the tensors of the checkpoint: steps moved through a region.
+
+A region says which rows and columns of a tensor are which of the parameter. Factors follow by
+picking their rows: those of the left factor belong to rows of the matrix, those of the right
+factor's transpose to columns. Positions that the region leaves out get zeros, which change nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from remerge.adapters.deltas import (
+    Added,
+    Delta,
+    Factor,
+    LowRank,
+    Replaced,
+    ReplacedRows,
+    Rounded,
+)
+from remerge.adapters.lora.dora import Dora
+from remerge.adapters.lora.factors import made, turned
+from remerge.adapters.lora.residual import Residual
+from remerge.adapters.regions import Index, Region
+from remerge.errors import Unsupported
+
+Positions = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Span:
+    """Consecutive rows (or columns) of a tensor and where each comes from.
+
+    ``take[i]`` is the position in the source of the tensor's position ``start + i``, -1 for none;
+    None says that source and span are the same, in order.
+    """
+
+    start: int
+    length: int
+    take: Positions | None
+
+    @property
+    def gaps(self) -> bool:
+        """Whether some position has no source."""
+        return self.take is not None and bool((self.take < 0).any())
+
+    @property
+    def sources(self) -> int:
+        """How many positions of the source are taken."""
+        return self.length if self.take is None else int((self.take >= 0).sum())
+
+
+def span(tensor: Index, parameter: Index, first: int, length: int) -> Span | None:
+    """Where the parameter's positions ``[first, first + length)`` lie in the tensor, None if the
+    region holds none of them."""
+    if (
+        isinstance(tensor, range)
+        and isinstance(parameter, range)
+        and tensor.step == parameter.step == 1
+    ):
+        start, stop = max(parameter.start, first), min(parameter.stop, first + length)
+        if start >= stop:
+            return None
+        take = None
+        if stop - start < length:
+            take = np.arange(start - first, stop - first, dtype=np.int64)
+        return Span(tensor.start + start - parameter.start, stop - start, take)
+    source = np.asarray(parameter, dtype=np.int64) - first
+    inside = (source >= 0) & (source < length)
+    if not inside.any():
+        return None
+    at, source = np.asarray(tensor, dtype=np.int64)[inside], source[inside]
+    start = int(at.min())
+    take = np.full(int(at.max()) - start + 1, -1, dtype=np.int64)
+    take[at - start] = source
+    return Span(start, take.size, take)
+
+
+def place(step: Delta, region: Region, dtype: torch.dtype) -> tuple[Delta, ...]:
+    """The same step in terms of the region's tensor, whose dtype is ``dtype``; () where they do not
+    meet. Raises `Unsupported` where a region cannot hold the step."""
+    match step:
+        case LowRank():
+            moved = _low_rank(step, region)
+            return () if moved is None else (moved,)
+        case Added():
+            return _added(step, region)
+        case Replaced():
+            return _replaced(step, region)
+        case ReplacedRows():
+            return _replaced_rows(step, region)
+        case Dora():
+            return _dora(step, region)
+        case Residual():
+            # PEFT keeps the residual in the base's dtype, so it is rounded before training's part.
+            return (_residual(step, region), Rounded(dtype))
+        case _:
+            raise TypeError(f"no rule to place a {type(step).__name__}")
+
+
+def _spans(region: Region, row: int, rows: int, col: int, cols: int) -> tuple[Span, Span] | None:
+    """Where the parameter's block lies in the tensor: down its rows and across its columns, in the
+    tensor's own directions."""
+    down, across = (row, rows), (col, cols)
+    if region.transposed:
+        tall = span(region.cols, region.parameter_rows, *down)
+        wide = span(region.rows, region.parameter_cols, *across)
+        return None if tall is None or wide is None else (wide, tall)
+    tall = span(region.rows, region.parameter_rows, *down)
+    wide = span(region.cols, region.parameter_cols, *across)
+    return None if tall is None or wide is None else (tall, wide)
+
+
+def _low_rank(step: LowRank, region: Region) -> LowRank | None:
+    found = _spans(region, step.row, step.left.shape[0], step.col, step.right.shape[1])
+    if found is None:
+        return None
+    rows, cols = found
+    left, right = step.left, step.right
+    if region.transposed:
+        left, right = turned(step.right), turned(step.left)
+    return LowRank(
+        take_rows(left, rows), take_cols(right, cols), step.scale, rows.start, cols.start
+    )
+
+
+def _added(step: Added, region: Region) -> tuple[Added, ...]:
+    found = _spans(region, step.row, step.values.shape[0], 0, step.values.shape[1])
+    if found is None:
+        return ()
+    return (Added(take_rows(step.values, found[0]), step.scale, found[0].start),)
+
+
+def _replaced(step: Replaced, region: Region) -> tuple[Delta, ...]:
+    height, width = step.values.shape
+    found = _spans(region, step.row, height, step.col, width)
+    if found is None:
+        return ()
+    rows, cols = found
+    values = turned(step.values) if region.transposed else step.values
+    if cols.gaps:
+        raise Unsupported(f"{region.parameter} is replaced, but interleaved in {region.tensor}.")
+    if not rows.gaps:
+        values = take_cols(take_rows(values, rows), cols)
+        return (Replaced(values, rows.start, cols.start, whole=False),)
+    if cols.start or cols.take is not None or rows.take is None:
+        raise Unsupported(f"{region.parameter} is replaced, but interleaved in {region.tensor}.")
+    at = np.nonzero(rows.take >= 0)[0]
+    picked = Span(0, at.size, rows.take[at])
+    indices = tuple(int(index) + rows.start for index in at)
+    return (ReplacedRows(take_rows(values, picked), indices),)
+
+
+def _replaced_rows(step: ReplacedRows, region: Region) -> tuple[ReplacedRows, ...]:
+    if region.transposed:
+        raise Unsupported(
+            f"{region.tensor} holds {region.parameter} transposed, with rows trained."
+        )
+    cols = span(region.cols, region.parameter_cols, 0, step.values.shape[1])
+    if cols is None or cols.start or cols.take is not None:
+        raise Unsupported(
+            f"{region.parameter} has trained rows, but {region.tensor} parts of them."
+        )
+    known = {int(p): int(t) for t, p in zip(region.rows, region.parameter_rows, strict=True)}
+    kept = [i for i, index in enumerate(step.indices) if index in known]
+    if not kept:
+        return ()
+    picked = Span(0, len(kept), np.asarray(kept, dtype=np.int64))
+    indices = tuple(known[step.indices[i]] for i in kept)
+    return (ReplacedRows(take_rows(step.values, picked), indices),)
+
+
+def _dora(step: Dora, region: Region) -> tuple[Dora, ...]:
+    height, width = step.shape
+    found = _spans(region, step.row, height, step.col, width)
+    product = _low_rank(step.product, region)
+    if found is None or product is None:
+        return ()
+    by_column = step.by_column != region.transposed
+    kept, normed = (found[1], found[0]) if by_column else found
+    if normed.sources != (height if step.by_column else width) or kept.gaps or normed.gaps:
+        raise Unsupported(
+            f"DoRA on {region.parameter}, of which {region.tensor} holds only a part.",
+            why="Its norm is taken over values that lie in several tensors.",
+            hint="Serve it as an adapter, or merge onto a base saved by transformers itself.",
+        )
+    shape = found[0].length, found[1].length
+    magnitude = take_rows(step.magnitude, kept)
+    return (Dora(product, magnitude, by_column, shape, found[0].start, found[1].start),)
+
+
+def _residual(step: Residual, region: Region) -> Residual:
+    height, width = step.shape
+    found = _spans(region, step.row, height, step.col, width)
+    if found is None or any(s.take is not None for s in found):
+        raise Unsupported(
+            f"{step.method} on {region.parameter}, which {region.tensor} does not hold in one "
+            "piece.",
+            why="PEFT decomposes the whole weight to find what was trained.",
+        )
+    shape = (width, height) if region.transposed else (height, width)
+    transposed = step.transposed != region.transposed
+    return replace(step, shape=shape, transposed=transposed, row=found[0].start, col=found[1].start)
+
+
+def take_rows(factor: Factor, rows: Span) -> Factor:
+    """The factor's rows in the order of the span, zeros at its gaps."""
+    take = rows.take
+    if take is None:
+        return factor
+    if rows.length and _is_run(take) and factor.read_rows is not None:
+        return _run_of_rows(factor, int(take[0]), rows.length)
+
+    def read() -> torch.Tensor:
+        values = factor.read()
+        picked = values[torch.from_numpy(take).clamp(min=0)]
+        picked[torch.from_numpy(take) < 0] = 0
+        return picked
+
+    return made((rows.length, factor.shape[1]), read)
+
+
+def take_cols(factor: Factor, cols: Span) -> Factor:
+    """The factor's columns in the order of the span, zeros at its gaps."""
+    if cols.take is None:
+        return factor
+    return turned(take_rows(turned(factor), cols))
+
+
+def _is_run(take: Sequence[int] | Positions) -> bool:
+    values = np.asarray(take)
+    return bool(values[0] >= 0 and (np.diff(values) == 1).all())
+
+
+def _run_of_rows(factor: Factor, first: int, length: int) -> Factor:
+    read_rows = factor.read_rows
+    if read_rows is None:
+        raise ValueError("only a factor that reads rows has a run of them")
+
+    def read(wanted: range) -> torch.Tensor:
+        return read_rows(range(first + wanted.start, first + wanted.stop))
+
+    return Factor((length, factor.shape[1]), lambda: read(range(length)), read)

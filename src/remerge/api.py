@@ -1,0 +1,154 @@
+"""The public functions: what the command line calls, and nothing it does not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from remerge.artefacts.making import MergeResult, Report, make
+from remerge.errors import UsageError
+from remerge.merging.budget import DEFAULT, SMALLEST, Resources
+from remerge.merging.merged import MergedCheckpoint
+from remerge.merging.plan import Plan
+from remerge.merging.recipe import Recipe, make_recipe, parse_size
+from remerge.outputs.planning import make_plan, open_inputs
+from remerge.validation import verify as verifying
+from remerge.validation.inspecting import Inspection, inspect_adapter, inspect_path
+from remerge.validation.verify import VerifyReport
+
+Source = str | Path
+
+
+def _silent(done: int, total: int, tensor: str) -> None:
+    pass
+
+
+def plan(
+    base: Source | None,
+    adapter: Source,
+    *,
+    dtype: str = "keep",
+    max_shard_size: int | str | None = None,
+    tokenizer: str = "auto",
+    copy_code: bool = False,
+    max_memory: int | str = DEFAULT,
+) -> Plan:
+    """The whole merge before it is done, from headers and configurations.
+
+    ``base`` and ``adapter`` are directories or Hub ids (``org/name[@revision]``); without ``base``
+    the adapter's configuration names it. Raises `BadInput` for whatever would merge wrong.
+    """
+    recipe = make_recipe(dtype, max_shard_size, tokenizer, copy_code)
+    inputs = open_inputs(base, adapter, copy_code=copy_code)
+    return make_plan(inputs, recipe, _budget(max_memory))
+
+
+def merge(
+    base: Source | None,
+    adapter: Source,
+    output: Source,
+    *,
+    dtype: str = "keep",
+    max_shard_size: int | str | None = None,
+    tokenizer: str = "auto",
+    copy_code: bool = False,
+    overwrite: bool = False,
+    device: str = "cpu",
+    threads: int | None = None,
+    max_memory: int | str = DEFAULT,
+    report: Report = _silent,
+) -> MergeResult:
+    """Merge one adapter into one base and write the checkpoint to ``output``.
+
+    ``output`` is complete or as it was: it never holds half a merge. ``device``, ``threads`` and
+    ``max_memory`` change no byte of it. ``report`` is told bytes done, bytes in all and the tensor
+    at hand, from any thread.
+    """
+    recipe = make_recipe(dtype, max_shard_size, tokenizer, copy_code)
+    budget, where = _budget(max_memory), _device(device)
+    inputs = open_inputs(base, adapter, copy_code=copy_code)
+    made = make_plan(inputs, recipe, budget)
+    return make(
+        inputs,
+        made,
+        Path(output),
+        Resources.of(budget, threads),
+        device=where,
+        overwrite=overwrite,
+        report=report,
+    )
+
+
+def verify(
+    output: Source,
+    *,
+    base: Source | None = None,
+    adapter: Source | None = None,
+    device: str = "cpu",
+    threads: int | None = None,
+    max_memory: int | str = DEFAULT,
+    report: Report = _silent,
+) -> VerifyReport:
+    """Derive every file of ``output`` again and compare bytes, writing nothing.
+
+    Raises `IntegrityError` when a file differs from its manifest, `NotReproduced` when the
+    derivation differs from the file.
+    """
+    return verifying.verify(
+        Path(output),
+        base=base,
+        adapter=adapter,
+        max_memory=_budget(max_memory),
+        threads=threads,
+        device=_device(device),
+        report=report,
+    )
+
+
+def open_merged(
+    base: Source | None,
+    adapter: Source,
+    *,
+    dtype: str = "keep",
+    device: str = "cpu",
+    max_memory: int | str = DEFAULT,
+) -> MergedCheckpoint:
+    """The merged checkpoint as a mapping ``name -> lazy tensor``, before anything is written.
+
+    Each tensor has ``.shape``, ``.dtype`` and ``[rows]``, computed on read;
+    ``load_model()`` gives a transformers model with the merged weights.
+    """
+    recipe: Recipe = make_recipe(dtype, None, "auto", False)
+    where = _device(device)
+    made = make_plan(open_inputs(base, adapter), recipe, _budget(max_memory))
+    return MergedCheckpoint(made.base, made.tensors, made.config, where)
+
+
+def inspect(path: Source, adapter: Source | None = None) -> Inspection:
+    """What a path is; with an adapter, whether it fits this base, naming every misfit."""
+    return inspect_path(path) if adapter is None else inspect_adapter(path, adapter)
+
+
+def _budget(max_memory: int | str) -> int:
+    budget = parse_size(max_memory)
+    if budget < SMALLEST:
+        raise UsageError(
+            f"--max-memory {max_memory} is too little.",
+            why="Python and torch alone take most of 512 MiB.",
+            hint="Give at least 512MiB.",
+        )
+    return budget
+
+
+def _device(device: str) -> torch.device:
+    if device == "cpu":
+        return torch.device("cpu")
+    if device.split(":")[0] != "cuda":
+        raise UsageError(f"Unknown device {device!r}.", hint="Choose cpu or cuda.")
+    if not torch.cuda.is_available():
+        raise UsageError(
+            "There is no CUDA device that this torch can use.",
+            hint="Leave out --device; the CPU gives the same bytes.",
+        )
+    return torch.device(device)

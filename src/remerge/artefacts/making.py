@@ -1,0 +1,351 @@
+"""Making an output directory: derive every file, write the manifest, publish it whole."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from threading import Lock
+
+import torch
+
+from remerge.adapters.deltas import Change
+from remerge.artefacts import user_index
+from remerge.artefacts.manifest import (
+    MANIFEST,
+    PREPARATIONS,
+    PROVENANCE,
+    FileRecord,
+    InputRecord,
+    Manifest,
+    read_manifest,
+    to_bytes,
+)
+from remerge.errors import BadInput
+from remerge.merging import preparations
+from remerge.merging.budget import Resources
+from remerge.merging.local import derive
+from remerge.merging.merged import MergedCheckpoint
+from remerge.merging.plan import OutputFile, Plan, SideFile, merge_key
+from remerge.outputs.directory import (
+    Workplace,
+    check_free,
+    check_place,
+    check_space,
+    publish,
+    workplace,
+    write_durably,
+)
+from remerge.outputs.planning import Inputs
+from remerge.sources.references import Reference
+from remerge.sources.storage import OutputFile as File
+from remerge.version import ALGORITHM, __version__
+
+_BLOCK = 2**24
+
+# Told, from any thread: bytes done, bytes in all, the tensor at hand.
+Report = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class MergeResult:
+    """What a merge did: the numbers of the closing summary, all measured."""
+
+    output: Path
+    manifest: Manifest
+    seconds: float
+    bytes_read: int
+    bytes_written: int
+    peak_memory: int
+    resumed: tuple[str, ...] = ()
+    already_there: bool = False
+
+
+def make(
+    inputs: Inputs,
+    plan: Plan,
+    out: Path,
+    resources: Resources,
+    *,
+    device: torch.device,
+    overwrite: bool = False,
+    report: Report = lambda done, total, tensor: None,
+) -> MergeResult:
+    """Write the merge to ``out``, or leave ``out`` as it was.
+
+    Raises `UsageError` for an output that is in the way, `TryAgain` when the disk fails or fills,
+    `Locked` while another process writes it, `BadInput` when a value overflows.
+    """
+    started = time.time()
+    check_place(out, inputs.paths)
+    adapter_digests = plan.adapter.digests()
+    done = _already_there(plan, out)
+    if done is not None:
+        return MergeResult(out, done, time.time() - started, 0, 0, _peak_memory(), (), True)
+    check_free(out, overwrite=overwrite)
+    check_space(out, plan.bytes_to_write)
+    state = _state(plan, adapter_digests)
+    with (
+        workplace(out, state) as place,
+        MergedCheckpoint(plan.base, plan.tensors, plan.config, device) as merged,
+    ):
+        finished = _finished(plan, place)
+        left = [file for file in plan.files if file.name not in finished]
+        sink = _Writer(place, len(left))
+        counter = _Counter(sum(file.size for file in left), report)
+        _prepare(merged, plan, place)
+        twins = {file.twin.name for file in plan.files if file.twin is not None}
+        unread = [shard for shard in plan.base.shards if shard.name not in twins]
+        base_digests = derive(merged, left, unread, sink, resources, counter.add)
+        base_digests |= {name: record["base"] for name, record in finished.items()}
+        if plan.adapter.changed() or plan.adapter.digests() != adapter_digests:
+            raise BadInput(f"{plan.adapter.path} changed while it was merged.")
+        digests = {name: r["sha256"] for name, r in finished.items()} | sink.digests
+        records = [FileRecord(name=f.name, size=f.size, sha256=digests[f.name]) for f in plan.files]
+        records += [_write_side_file(place.work, side) for side in plan.side_files]
+        if (place.work / PREPARATIONS).exists():
+            records.append(_record(place.work / PREPARATIONS, PREPARATIONS))
+        manifest = _manifest(inputs, plan, base_digests, adapter_digests, records)
+        seconds = time.time() - started
+        _write_provenance(place, started, seconds, resources, device)
+        write_durably(place.work / MANIFEST, to_bytes(manifest))
+        publish(place)
+    _remember(plan, manifest)
+    read = sum(shard.size for shard in plan.base.shards) + plan.adapter.nbytes
+    written = sum(record.size for record in records)
+    peak = _peak_memory()
+    return MergeResult(out, manifest, seconds, read, written, peak, tuple(sorted(finished)))
+
+
+def input_digests(plan: Plan) -> dict[str, str]:
+    """SHA-256 of every input that a merge key names, read where it is not known already."""
+    found = {f"adapter/{name}": digest for name, digest in plan.adapter.digests().items()}
+    paths = {shard.name: shard.path for shard in plan.base.shards}
+    known = {name: user_index.known_digest(path) for name, path in paths.items()}
+    unknown = [name for name, digest in known.items() if digest is None]
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        digests = dict(zip(unknown, pool.map(file_digest, map(paths.get, unknown)), strict=True))
+    user_index.remember_digests({paths[name]: digest for name, digest in digests.items()})
+    found |= {f"base/{name}": digest or digests[name] for name, digest in known.items()}
+    found["base/config.json"] = file_digest(plan.base.path / "config.json")
+    return found
+
+
+def file_digest(path: Path | None) -> str:
+    """SHA-256 of a file's content."""
+    if path is None:
+        raise ValueError("no path")
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+class _Writer:
+    """A sink that writes the output's files into the workplace."""
+
+    def __init__(self, place: Workplace, count: int) -> None:
+        self._place = place
+        self._files: dict[str, File] = {}
+        self._lock = Lock()
+        self.digests: dict[str, str] = {}
+
+    def put(self, file: OutputFile, offset: int, chunk: memoryview, length: int) -> None:
+        with self._lock:
+            if file.name not in self._files:
+                self._files[file.name] = File(self._place.work / file.name, file.size)
+            target = self._files[file.name]
+        target.write(chunk, offset, length)
+
+    def finish(self, file: OutputFile, digest: str, twin_digest: str | None) -> None:
+        with self._lock:
+            target = self._files.pop(file.name)
+        target.finish()
+        target.close()
+        self.digests[file.name] = digest
+        self._place.write_receipt(file.name, {"sha256": digest, "base": twin_digest})
+
+
+class _Counter:
+    """Bytes done so far, reported with the total."""
+
+    def __init__(self, total: int, report: Report) -> None:
+        self._total = total
+        self._report = report
+        self._done = 0
+        self._lock = Lock()
+
+    def add(self, nbytes: int, tensor: str) -> None:
+        with self._lock:
+            self._done += nbytes
+            self._report(self._done, self._total, tensor)
+
+
+def _state(plan: Plan, adapter_digests: Mapping[str, str]) -> dict[str, object]:
+    """What must be equal for the work of a killed run to be taken up again."""
+    statuses = [(shard.name, shard.path.stat()) for shard in plan.base.shards]
+    return {
+        "version": __version__,
+        "plan": plan.plan_id,
+        "adapter": dict(adapter_digests),
+        "base": [[name, s.st_size, s.st_mtime_ns, s.st_ino] for name, s in statuses],
+    }
+
+
+def _finished(plan: Plan, place: Workplace) -> dict[str, dict[str, str]]:
+    """Files that a killed run finished, both sides read again: output and base as they were."""
+
+    def holds(file: OutputFile) -> dict[str, str] | None:
+        receipt = place.receipt(file.name)
+        path = place.work / file.name
+        if receipt is None or file.twin is None or not path.is_file():
+            return None
+        if path.stat().st_size != file.size or file_digest(path) != receipt.get("sha256"):
+            return None
+        return receipt if file_digest(file.twin.path) == receipt.get("base") else None
+
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        receipts = pool.map(holds, plan.files)
+        return {f.name: r for f, r in zip(plan.files, receipts, strict=True) if r is not None}
+
+
+def _prepare(merged: MergedCheckpoint, plan: Plan, place: Workplace) -> None:
+    """Compute what needs more than a chunk, or take over what a killed run computed."""
+    changes: dict[str, Change] = {t.name: t.change for t in plan.touched if t.change is not None}
+    path = place.work / PREPARATIONS
+    if path.exists():
+        merged.prepared.update(preparations.restore(path, changes))
+        return
+    before = torch.get_num_threads()
+    # One thread: the order of LAPACK's sums must not depend on the machine's size.
+    torch.set_num_threads(1)
+    try:
+        for change in changes.values():
+            merged.prepare(change)
+    finally:
+        torch.set_num_threads(before)
+    if plan.reproducible == "same-stack":
+        temporary = path.with_suffix(".part")
+        preparations.save(temporary, merged.prepared)
+        temporary.rename(path)
+
+
+def _already_there(plan: Plan, out: Path) -> Manifest | None:
+    """The manifest of ``out`` when this very merge is complete there, every file checked."""
+    if not (out / MANIFEST).is_file():
+        return None
+    try:
+        manifest = read_manifest(out)
+    except BadInput:
+        return None
+    if manifest.plan_id != plan.plan_id:
+        return None
+    if manifest.merge_key != merge_key(plan, input_digests(plan)):
+        return None
+    for record in manifest.outputs:
+        path = out / record.name
+        if not path.is_file() or file_digest(path) != record.sha256:
+            return None
+    return manifest
+
+
+def _write_side_file(work: Path, side: SideFile) -> FileRecord:
+    target = work / side.name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    content = side.content
+    if content is None:
+        assert side.source is not None
+        content = side.source.read_bytes()
+    write_durably(target, content)
+    return FileRecord(
+        name=side.name, size=len(content), sha256=hashlib.sha256(content).hexdigest()
+    )
+
+
+def _record(path: Path, name: str) -> FileRecord:
+    return FileRecord(name=name, size=path.stat().st_size, sha256=file_digest(path))
+
+
+def _manifest(
+    inputs: Inputs,
+    plan: Plan,
+    base_digests: Mapping[str, str],
+    adapter_digests: Mapping[str, str],
+    outputs: list[FileRecord],
+) -> Manifest:
+    base, adapter = plan.base, plan.adapter
+    digests = {f"base/{name}": digest for name, digest in base_digests.items()}
+    digests |= {f"adapter/{name}": digest for name, digest in adapter_digests.items()}
+    digests["base/config.json"] = file_digest(base.path / "config.json")
+    base_files = [
+        FileRecord(name=s.name, size=s.size, sha256=base_digests[s.name]) for s in base.shards
+    ]
+    base_files.append(_record(base.path / "config.json", "config.json"))
+    adapter_files = [
+        FileRecord(name=n, size=(adapter.path / n).stat().st_size, sha256=d)
+        for n, d in adapter_digests.items()
+    ]
+    return Manifest(
+        merge_key=merge_key(plan, digests),
+        plan_id=plan.plan_id,
+        recipe=plan.recipe,
+        reproducible="same-stack" if plan.reproducible == "same-stack" else "everywhere",
+        base=_input_record(inputs.base_reference, base_files),
+        adapters=(_input_record(inputs.adapter_reference, adapter_files),),
+        outputs=tuple(sorted(outputs, key=lambda record: record.name)),
+        tensors={
+            "touched": len(plan.touched),
+            "untouched": len(plan.tensors) - len(plan.touched),
+        },
+        notes=plan.notes,
+        versions={"remerge": __version__, "algorithm": str(ALGORITHM), "torch": torch.__version__},
+    )
+
+
+def _input_record(reference: Reference, files: list[FileRecord]) -> InputRecord:
+    return InputRecord(
+        name=reference.hub_id or reference.path.resolve().name,
+        hub_id=reference.hub_id,
+        commit=reference.commit,
+        subfolder=reference.subfolder,
+        files=tuple(files),
+    )
+
+
+def _write_provenance(
+    place: Workplace, started: float, seconds: float, resources: Resources, device: torch.device
+) -> None:
+    document = {
+        "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
+        "seconds": round(seconds, 3),
+        "device": str(device),
+        "threads": resources.threads,
+        "chunk_bytes": resources.chunk,
+        "peak_memory_bytes": _peak_memory(),
+    }
+    write_durably(place.work / PROVENANCE, (json.dumps(document, indent=2) + "\n").encode())
+
+
+def _remember(plan: Plan, manifest: Manifest) -> None:
+    """Note digests and places, so that the next command need not read or ask."""
+    base = {record.name: record.sha256 for record in manifest.base.files}
+    user_index.remember_digests({s.path: base[s.name] for s in plan.base.shards})
+    user_index.remember_location(base, plan.base.path)
+    adapter = {record.name: record.sha256 for record in manifest.adapters[0].files}
+    user_index.remember_location(adapter, plan.adapter.path)
+
+
+def _peak_memory() -> int:
+    """Peak resident bytes of this process so far."""
+    try:
+        with Path("/proc/self/status").open() as stream:
+            line = next(line for line in stream if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+    except (OSError, StopIteration):
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

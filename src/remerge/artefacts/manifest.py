@@ -1,0 +1,84 @@
+"""The manifest of a merge: what was made, from what, by what, with which digests.
+
+``remerge.json`` is the mark of completion and is the same for the same merge; times and resources
+go to ``provenance.json``. Neither holds an absolute path.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from remerge.errors import BadInput
+from remerge.merging.recipe import Recipe
+
+MANIFEST = "remerge.json"
+PROVENANCE = "provenance.json"
+PREPARATIONS = "remerge.preparations"
+
+
+class FileRecord(BaseModel):
+    """A file by name, size in bytes and SHA-256."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    size: int
+    sha256: str
+
+
+class InputRecord(BaseModel):
+    """A base or an adapter: its name, the Hub's id and commit if it came from there, its files."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    hub_id: str | None = None
+    commit: str | None = None
+    subfolder: str | None = None
+    files: tuple[FileRecord, ...]
+
+
+class Manifest(BaseModel):
+    """The content of ``remerge.json``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal["remerge/1"] = "remerge/1"
+    merge_key: str
+    plan_id: str
+    recipe: Recipe
+    reproducible: Literal["everywhere", "same-stack"]
+    base: InputRecord
+    adapters: tuple[InputRecord, ...]
+    outputs: tuple[FileRecord, ...]
+    tensors: dict[str, int]
+    notes: tuple[str, ...]
+    versions: dict[str, str]
+
+
+def to_bytes(manifest: Manifest) -> bytes:
+    """The manifest as it stands on disk."""
+    document = manifest.model_dump(mode="json")
+    return (json.dumps(document, indent=2, ensure_ascii=False, sort_keys=True) + "\n").encode()
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """The manifest of an output directory; raises `BadInput` when there is no valid one."""
+    path = directory / MANIFEST
+    if not directory.is_dir():
+        raise BadInput(f"{directory} is not a directory.")
+    if not path.is_file():
+        raise BadInput(
+            f"{directory} has no {MANIFEST}.",
+            why="It was not made by remerge, or its making never ended.",
+        )
+    try:
+        return Manifest.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first: Any = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise BadInput(f"{path} is not a valid manifest ({where}: {first['msg']}).") from error

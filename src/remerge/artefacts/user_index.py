@@ -1,0 +1,76 @@
+"""What this user's machine knows of inputs: digests of files already read, and where they lie.
+
+Manifests hold no paths, so that they can be passed on; the paths stay here. Both files are a
+convenience: losing or not being able to write them changes no result.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, cast
+
+from remerge.merging.plan import digest_of
+
+_LIMIT = 10_000
+
+
+def known_digest(path: Path) -> str | None:
+    """SHA-256 of a file that was read before and has not changed since, by its status."""
+    found = _read(_cache() / "digests.json").get(_key(path))
+    return found if isinstance(found, str) else None
+
+
+def remember_digests(digests: Mapping[Path, str]) -> None:
+    """Keep digests for `known_digest`."""
+    _update(_cache() / "digests.json", {_key(path): digest for path, digest in digests.items()})
+
+
+def remember_location(files: Mapping[str, str], path: Path) -> None:
+    """Keep where an input with these files (name -> SHA-256) lies."""
+    _update(_data() / "locations.json", {digest_of(dict(files)): str(path.resolve())})
+
+
+def location(files: Mapping[str, str]) -> Path | None:
+    """Where an input with these files was last seen."""
+    found = _read(_data() / "locations.json").get(digest_of(dict(files)))
+    return Path(found) if isinstance(found, str) else None
+
+
+def _key(path: Path) -> str:
+    real = path.resolve()
+    status = real.stat()
+    return f"{real}|{status.st_size}|{status.st_mtime_ns}|{status.st_ino}"
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "remerge"
+
+
+def _data() -> Path:
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share") / "remerge"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return cast("dict[str, Any]", document) if isinstance(document, dict) else {}
+
+
+def _update(path: Path, entries: Mapping[str, str]) -> None:
+    with suppress(OSError):
+        document = _read(path)
+        for key in entries:
+            document.pop(key, None)
+        document.update(entries)
+        # The oldest entries go first: insertion order is age.
+        document = dict(list(document.items())[-_LIMIT:])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f"{path.name}.{os.getpid()}~")
+        temporary.write_text(json.dumps(document))
+        temporary.rename(path)

@@ -1,0 +1,51 @@
+"""``remerge inspect``."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import click
+
+from remerge.cli.options import json_output, quiet, verbose
+from remerge.cli.output import print_json, print_notes, print_table
+from remerge.errors import BadInput
+
+
+@click.command("inspect")
+@click.argument("path")
+@click.argument("adapter", required=False)
+@json_output
+@quiet
+@verbose
+def command(path: str, adapter: str | None, as_json: bool, quiet: bool, verbose: bool) -> None:
+    """Say what PATH is; with ADAPTER, whether it fits the base PATH, naming every misfit.
+
+    Exit code 3 when the adapter does not fit.
+    """
+    import remerge
+
+    found = remerge.inspect(path, adapter)
+    if as_json:
+        print_json(dataclasses.asdict(found))
+    elif not quiet:
+        verdict = {True: "fits", False: "does not fit", None: found.kind}[found.fits]
+        click.echo(f"{found.path}: {verdict}")
+        print_table([(k, _text(v)) for k, v in found.facts.items() if v not in (None, [], {})])
+        for misfit in found.misfits:
+            click.echo(f"  misfit: {misfit}")
+        if verbose:
+            for tensor, steps in found.changed.items():
+                click.echo(f"  {tensor}: {', '.join(steps)}")
+        print_notes(found.notes)
+    if found.fits is False:
+        raise click.exceptions.Exit(BadInput.exit_code)
+
+
+def _text(value: object) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    if isinstance(value, dict):
+        return ", ".join(f"{k}: {v}" for k, v in value.items())
+    return str(value)

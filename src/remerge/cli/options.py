@@ -1,0 +1,24 @@
+"""Options that every command spells the same."""
+
+from __future__ import annotations
+
+import click
+
+json_output = click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON document and nothing else."
+)
+quiet = click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
+verbose = click.option("-v", "--verbose", is_flag=True, help="Print every tensor concerned.")
+device = click.option(
+    "--device", default="cpu", show_default=True, help="cpu or cuda; the bytes are the same."
+)
+threads = click.option(
+    "--threads", type=click.IntRange(1, 256), help="Worker threads; the bytes are the same."
+)
+max_memory = click.option(
+    "--max-memory",
+    default="1GiB",
+    show_default=True,
+    metavar="SIZE",
+    help="Resident memory to stay under, adapter apart.",
+)

@@ -1,0 +1,98 @@
+"""Printing: sizes, progress, notes. Standard output is for results, standard error for the rest."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import click
+
+Report = Callable[[int, int, str], None]
+
+
+def size(nbytes: int) -> str:
+    """Bytes for people: 1.5 GB."""
+    amount = float(nbytes)
+    for unit in ("B", "kB", "MB", "GB"):
+        if amount < 1000:
+            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.2f} {unit}"
+        amount /= 1000
+    return f"{amount:.2f} TB"
+
+
+def print_json(document: Any) -> None:
+    """The one JSON document of a command."""
+    click.echo(json.dumps(document, indent=2, ensure_ascii=False))
+
+
+def print_table(rows: Sequence[tuple[str, str]]) -> None:
+    """Two columns, aligned."""
+    width = max((len(left) for left, _ in rows), default=0)
+    for left, right in rows:
+        click.echo(f"  {left:<{width}}  {right}")
+
+
+def print_notes(notes: Sequence[str]) -> None:
+    """What the user must read, on standard error."""
+    for note in notes:
+        click.echo(f"note: {note}", err=True)
+
+
+@contextmanager
+def progress(what: str, *, quiet: bool) -> Iterator[Report]:
+    """Bytes, speed, time left and current tensor on a terminal; a plain line now and then
+    elsewhere."""
+    if quiet:
+        yield lambda done, total, tensor: None
+    elif sys.stderr.isatty():
+        with _bar(what) as report:
+            yield report
+    else:
+        yield _lines(what)
+
+
+@contextmanager
+def _bar(what: str) -> Iterator[Report]:
+    from rich import progress as rich
+    from rich.console import Console
+
+    bar = rich.Progress(
+        rich.TextColumn(what),
+        rich.BarColumn(),
+        rich.DownloadColumn(),
+        rich.TransferSpeedColumn(),
+        rich.TimeRemainingColumn(),
+        rich.TextColumn("{task.fields[tensor]}", markup=False),
+        console=Console(stderr=True),
+        transient=True,
+    )
+    task = bar.add_task(what, total=None, tensor="")
+    with bar:
+        yield lambda done, total, tensor: bar.update(
+            task, completed=done, total=total, tensor=tensor
+        )
+
+
+def _lines(what: str) -> Report:
+    started = time.monotonic()
+    last = started
+
+    def report(done: int, total: int, tensor: str) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last < 5 and not (done == total and last > started):
+            return
+        last = now
+        speed = done / max(now - started, 1e-9)
+        left = (total - done) / max(speed, 1)
+        click.echo(
+            f"{what}: {size(done)} of {size(total)}, {size(int(speed))}/s, {left:.0f} s left, "
+            f"{tensor}",
+            err=True,
+        )
+
+    return report

@@ -1,0 +1,69 @@
+"""``remerge verify``."""
+
+from __future__ import annotations
+
+import click
+
+from remerge.cli.options import device, json_output, max_memory, quiet, threads, verbose
+from remerge.cli.output import print_json, print_table, progress, size
+
+
+@click.command("verify")
+@click.argument("output", metavar="OUT")
+@click.option("--base", help="Where the base lies, if it moved.")
+@click.option("--adapter", help="Where the adapter lies, if it moved.")
+@device
+@threads
+@max_memory
+@json_output
+@quiet
+@verbose
+def command(
+    output: str,
+    base: str | None,
+    adapter: str | None,
+    device: str,
+    threads: int | None,
+    max_memory: str,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+) -> None:
+    """Derive every file of OUT again from base and adapter and compare bytes.
+
+    Nothing is written. Exit code 4: a file differs from its manifest. 5: the derivation differs.
+    """
+    import remerge
+
+    with progress("verifying", quiet=quiet or as_json) as report:
+        result = remerge.verify(
+            output,
+            base=base,
+            adapter=adapter,
+            device=device,
+            threads=threads,
+            max_memory=max_memory,
+            report=report,
+        )
+    if as_json:
+        print_json(
+            {
+                "output": str(result.output),
+                "verified": True,
+                "merge_key": result.merge_key,
+                "files": result.files,
+                "tensors": result.tensors,
+                "bytes_compared": result.bytes_compared,
+            }
+        )
+    elif not quiet:
+        click.echo(f"verified: {result.output}")
+        print_table(
+            [
+                ("files", f"{result.files}, every byte as derived again"),
+                ("bytes", size(result.bytes_compared)),
+                ("merge key", result.merge_key),
+            ]
+        )
+        if verbose:
+            print_table([("tensors", str(result.tensors))])

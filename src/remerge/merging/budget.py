@@ -1,0 +1,37 @@
+"""The memory budget: what a run may hold at once."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+DEFAULT = 2**30
+SMALLEST = 2**29
+# What Python, torch and the widened factors take, measured; the rest of the budget is buffers.
+RESIDENT = 420 * 2**20
+_CHUNK = 2**24
+_SMALLEST_CHUNK = 2**20
+
+
+@dataclass(frozen=True)
+class Resources:
+    """How much of the machine a run may take; changes no byte of the result."""
+
+    threads: int
+    chunk: int
+
+    @classmethod
+    def of(cls, max_memory: int, threads: int | None = None) -> Resources:
+        """One thread more than processors keeps them busy while one waits for the disk."""
+        count = threads or min((os.cpu_count() or 1) + 1, 16)
+        room = max(max_memory - RESIDENT, 0)
+        while count > 1 and room // (3 * count) < _SMALLEST_CHUNK:
+            count -= 1
+        chunk = max(_SMALLEST_CHUNK, min(_CHUNK, room // (3 * count)))
+        return cls(count, chunk - chunk % _SMALLEST_CHUNK)
+
+
+def forecast(max_memory: int, threads: int | None) -> int:
+    """Peak resident bytes to expect of a run with this budget, adapter apart."""
+    resources = Resources.of(max_memory, threads)
+    return min(RESIDENT + 3 * resources.threads * resources.chunk, max(max_memory, RESIDENT))

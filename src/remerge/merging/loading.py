@@ -1,0 +1,33 @@
+"""A transformers model with merged weights, straight from the merge: nothing is written."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from remerge.errors import Unsupported
+
+if TYPE_CHECKING:
+    from remerge.merging.merged import MergedCheckpoint
+
+
+def load_model(merged: MergedCheckpoint, **kwargs: Any) -> Any:
+    """Build the class that the configuration names and let transformers load the mapping.
+
+    transformers materialises a state dict's values by slicing, one at a time, so tensors are
+    merged as the model takes them. ``kwargs`` go to ``from_pretrained``. Raises `Unsupported` for
+    a class that transformers itself does not have: code of a checkpoint is never imported.
+    """
+    import transformers
+
+    document = dict(merged.config)
+    model_type = document.pop("model_type", None)
+    if model_type not in transformers.CONFIG_MAPPING:
+        raise Unsupported(f"transformers has no model type {model_type!r}.")
+    config = transformers.AutoConfig.for_model(model_type, **document)
+    names = document.get("architectures") or []
+    model_class = getattr(transformers, names[0], None) if names else None
+    if model_class is None:
+        model_class = transformers.AutoModel
+    kwargs.setdefault("dtype", "auto")
+    state = {name: merged[name] for name in merged}
+    return model_class.from_pretrained(None, config=config, state_dict=state, **kwargs)

@@ -1,0 +1,157 @@
+"""Everything beside the weights: carried byte for byte, or changed in the one key that must."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from remerge.adapters.adapter import Adapter
+from remerge.errors import BadInput
+from remerge.merging.plan import SideFile
+from remerge.merging.recipe import Recipe
+from remerge.sources.checkpoint import Checkpoint
+from remerge.sources.dtypes import torch_dtype
+
+# A tokenizer is one thing in several files: they are taken together, from one side.
+_TOKENIZER = frozenset(
+    {
+        "added_tokens.json",
+        "bpe.codes",
+        "chat_template.jinja",
+        "chat_template.json",
+        "merges.txt",
+        "sentencepiece.bpe.model",
+        "special_tokens_map.json",
+        "spiece.model",
+        "spm.model",
+        "tekken.json",
+        "tokenizer.json",
+        "tokenizer.model",
+        "tokenizer.model.v3",
+        "tokenizer_config.json",
+        "vocab.bpe",
+        "vocab.json",
+        "vocab.txt",
+    }
+)
+_TEMPLATES = frozenset({"chat_template.jinja", "chat_template.json"})
+_TEMPLATE_FOLDER = "additional_chat_templates/"
+_OWN = frozenset({"remerge.json", "provenance.json", "remerge.preparations"})
+
+
+def side_files(
+    base: Checkpoint, adapter: Adapter, recipe: Recipe, changes: Mapping[str, object]
+) -> tuple[tuple[SideFile, ...], tuple[str, ...]]:
+    """The output's side files, and sentences for the user about them.
+
+    ``changes`` are dotted keys of config.json with their new values.
+    """
+    notes: list[str] = []
+    files: dict[str, SideFile] = {}
+    skipped_code: list[str] = []
+    for name in base.side_files:
+        if name.endswith(".py") and not recipe.copy_code:
+            skipped_code.append(name)
+        else:
+            files[name] = SideFile(name, source=base.path / name)
+    if skipped_code:
+        notes.append(
+            f"The base's code ({', '.join(skipped_code)}) was not copied; --copy-code does."
+        )
+    if base.left_out:
+        notes.append(
+            f"Left out, as they hold the base's weights in another form: "
+            f"{', '.join(base.left_out)}."
+        )
+    notes += _take_tokenizer(files, adapter, recipe)
+    document = _changed_config(base.config, recipe, changes)
+    if document is not None:
+        text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+        files["config.json"] = SideFile("config.json", content=text.encode())
+    return tuple(files[name] for name in sorted(files)), tuple(notes)
+
+
+def _take_tokenizer(
+    files: dict[str, SideFile], adapter: Adapter, recipe: Recipe
+) -> list[str]:
+    """Replace the base's tokenizer by the adapter's where it brings one (or was asked for)."""
+    brought = {
+        path.relative_to(adapter.path).as_posix(): path
+        for path in sorted(adapter.path.rglob("*"))
+        if path.is_file() and _is_tokenizer(path.relative_to(adapter.path).as_posix())
+    }
+    complete = any(name not in _TEMPLATES and "/" not in name for name in brought)
+    if recipe.tokenizer == "adapter" and not complete:
+        raise BadInput(
+            f"--tokenizer adapter was asked for, but {adapter.path} brings no tokenizer.",
+            hint="Use --tokenizer base, or save the tokenizer beside the adapter.",
+        )
+    if recipe.tokenizer == "base" or not brought:
+        return []
+    notes: list[str] = []
+    if complete:
+        keeps_template = not _has_template(brought)
+        for name in [n for n in files if _is_tokenizer(n)]:
+            if not (keeps_template and name in _TEMPLATES):
+                del files[name]
+        notes.append("The tokenizer is the adapter's (--tokenizer base takes the base's).")
+    else:
+        notes.append("The chat template is the adapter's; the tokenizer is the base's.")
+        for name in _TEMPLATES & files.keys():
+            del files[name]
+    files.update((name, SideFile(name, source=path)) for name, path in brought.items())
+    return notes
+
+
+def _is_tokenizer(name: str) -> bool:
+    return name in _TOKENIZER or name.startswith(_TEMPLATE_FOLDER)
+
+
+def _has_template(brought: Mapping[str, Path]) -> bool:
+    if _TEMPLATES & brought.keys():
+        return True
+    config = brought.get("tokenizer_config.json")
+    if config is None:
+        return False
+    try:
+        return bool(json.loads(config.read_bytes()).get("chat_template"))
+    except (ValueError, AttributeError):
+        return False
+
+
+def _changed_config(
+    config: Mapping[str, Any], recipe: Recipe, changes: Mapping[str, object]
+) -> dict[str, Any] | None:
+    """A copy of config.json with the changes, or None where nothing changes."""
+    document: dict[str, Any] = json.loads(json.dumps(config))
+    for key, value in changes.items():
+        *parents, last = key.split(".")
+        place = document
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[last] = value
+    if recipe.dtype != "keep":
+        _set_dtype(document, str(torch_dtype(recipe.dtype)).removeprefix("torch."))
+    return document if document != config else None
+
+
+def _set_dtype(document: dict[str, Any], dtype: str) -> None:
+    """State the new dtype wherever the configuration states one, sub-models included.
+
+    transformers 5 reads ``dtype``, 4 reads ``torch_dtype``.
+    """
+    for key in ("dtype", "torch_dtype"):
+        if isinstance(document.get(key), str):
+            document[key] = dtype
+    if "model_type" in document and "dtype" not in document and "torch_dtype" not in document:
+        document["torch_dtype"] = dtype
+    for value in document.values():
+        if isinstance(value, dict) and ("dtype" in value or "torch_dtype" in value):
+            _set_dtype(value, dtype)
+
+
+def own_names() -> frozenset[str]:
+    """Names that remerge writes itself and never carries along."""
+    return _OWN

@@ -1,0 +1,121 @@
+"""What a path is, and whether an adapter fits a base."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from remerge.adapters.adapter import CONFIG, Adapter, check_finite, open_adapter
+from remerge.artefacts.manifest import MANIFEST, read_manifest
+from remerge.errors import BadInput
+from remerge.merging.opening import plan_tensors, read_changes
+from remerge.merging.recipe import Recipe
+from remerge.outputs.planning import open_inputs
+from remerge.sources.checkpoint import Checkpoint, open_checkpoint
+from remerge.sources.references import resolve
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """``kind`` is base, adapter, merged or fit; ``facts`` are what to show, in order."""
+
+    kind: str
+    path: str
+    facts: dict[str, Any]
+    fits: bool | None = None
+    misfits: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    changed: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
+
+
+def inspect_path(path: str | Path) -> Inspection:
+    """Say what a directory or Hub id is; raises `BadInput` when it is none of ours."""
+    local = Path(path).expanduser()
+    if (local / CONFIG).is_file() and not (local / "config.json").is_file():
+        return Inspection("adapter", str(path), _adapter_facts(open_adapter(local)))
+    if local.is_dir() and not (local / "config.json").is_file():
+        return Inspection(
+            "adapter", str(path), _adapter_facts(open_adapter(resolve(str(path), "adapter").path))
+        )
+    if (local / MANIFEST).is_file():
+        manifest = read_manifest(local)
+        facts = {
+            "base": manifest.base.name,
+            "adapters": [record.name for record in manifest.adapters],
+            "merge key": manifest.merge_key,
+            "reproducible": manifest.reproducible,
+            **_base_facts(open_checkpoint(local)),
+        }
+        return Inspection("merged", str(path), facts, notes=manifest.notes)
+    return _remote_or_base(path)
+
+
+def _remote_or_base(path: str | Path) -> Inspection:
+    if Path(path).expanduser().is_dir():
+        return Inspection("base", str(path), _base_facts(open_checkpoint(Path(path).expanduser())))
+    try:
+        found = resolve(str(path), "adapter")
+    except BadInput:
+        found = resolve(str(path), "base")
+        return Inspection("base", str(found), _base_facts(open_checkpoint(found.path)))
+    return Inspection("adapter", str(found), _adapter_facts(open_adapter(found.path)))
+
+
+def inspect_adapter(base: str | Path, adapter: str | Path) -> Inspection:
+    """Whether the adapter can be merged into the base, and which tensors would change."""
+    inputs = open_inputs(base, adapter)
+    try:
+        changes = read_changes(inputs.base, inputs.adapter)
+        check_finite(inputs.adapter)
+        plans = plan_tensors(inputs.base, changes, Recipe())
+    except BadInput as error:
+        misfits = tuple(getattr(error, "misfits", ())) or (str(error),)
+        return Inspection("fit", str(adapter), _adapter_facts(inputs.adapter), False, misfits)
+    changed = {
+        name: [type(step).__name__ for step in plan.change.steps]
+        for name, plan in plans.items()
+        if plan.change is not None
+    }
+    facts = {
+        **_adapter_facts(inputs.adapter),
+        "touched tensors": len(changed),
+        "untouched tensors": len(plans) - len(changed),
+    }
+    notes = (*inputs.notes, *changes.notes)
+    return Inspection("fit", str(adapter), facts, True, (), notes, changed)
+
+
+def _base_facts(base: Checkpoint) -> dict[str, Any]:
+    dtypes = Counter(tensor.dtype for tensor in base.tensors.values())
+    config = base.config.get("quantization_config")
+    quantisation = config.get("quant_method") if isinstance(config, dict) else None
+    return {
+        "model type": base.config.get("model_type"),
+        "architectures": base.config.get("architectures"),
+        "quantisation": quantisation,
+        "shards": len(base.shards),
+        "tensors": len(base.tensors),
+        "parameters": sum(math.prod(tensor.shape) for tensor in base.tensors.values()),
+        "bytes": sum(shard.size for shard in base.shards),
+        "dtypes": dict(sorted(dtypes.items())),
+        "side files": list(base.side_files),
+        "left out": list(base.left_out),
+    }
+
+
+def _adapter_facts(adapter: Adapter) -> dict[str, Any]:
+    config = adapter.config
+    return {
+        "peft type": config.get("peft_type"),
+        "base named": config.get("base_model_name_or_path"),
+        "rank": config.get("r"),
+        "alpha": config.get("lora_alpha"),
+        "task type": config.get("task_type"),
+        "peft version": config.get("peft_version"),
+        "tensors": len(adapter.tensors),
+        "bytes": adapter.nbytes,
+        "dtypes": dict(sorted(Counter(t.dtype for t in adapter.tensors.values()).items())),
+    }

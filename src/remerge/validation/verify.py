@@ -1,0 +1,242 @@
+"""Deriving an output again and comparing it, without a second copy on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock, local
+from typing import Any
+
+import torch
+
+from remerge.artefacts import user_index
+from remerge.artefacts.making import Report, file_digest
+from remerge.artefacts.manifest import PREPARATIONS, InputRecord, Manifest, read_manifest
+from remerge.errors import BadInput, IntegrityError, NotReproduced, RemergeError
+from remerge.merging import preparations
+from remerge.merging.budget import Resources
+from remerge.merging.local import derive
+from remerge.merging.merged import MergedCheckpoint
+from remerge.merging.plan import OutputFile, Plan
+from remerge.outputs.planning import make_plan, open_inputs
+from remerge.sources.dtypes import itemsize, torch_dtype
+from remerge.sources.storage import InputFile, aligned_buffer
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What was derived again and found equal."""
+
+    output: Path
+    merge_key: str
+    files: int
+    tensors: int
+    bytes_compared: int
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Difference:
+    """The first byte that differs, and what it belongs to."""
+
+    file: str
+    offset: int
+    what: str
+
+
+def verify(
+    output: Path,
+    *,
+    base: str | Path | None = None,
+    adapter: str | Path | None = None,
+    max_memory: int,
+    threads: int | None = None,
+    device: torch.device,
+    report: Report = lambda done, total, tensor: None,
+) -> VerifyReport:
+    """Derive every output file from base and adapter and compare it with what lies in ``output``.
+
+    Base and adapter are found by the manifest (Hub id and commit, or where they were last seen)
+    unless given. Raises `IntegrityError` (exit 4) when a file differs from its manifest,
+    `NotReproduced` (exit 5) when the derivation does, each naming the first difference.
+    """
+    manifest = read_manifest(output)
+    _check_present(output, manifest)
+    inputs = open_inputs(
+        base or _place_of(manifest.base, "base"),
+        adapter or _place_of(manifest.adapters[0], "adapter"),
+        copy_code=manifest.recipe.copy_code,
+    )
+    _check_input(manifest.adapters[0], inputs.adapter.path, inputs.adapter.digests(), "adapter")
+    plan = make_plan(inputs, manifest.recipe, max_memory)
+    if plan.plan_id != manifest.plan_id:
+        raise NotReproduced(
+            f"{output} was planned differently: its plan id is {manifest.plan_id[:16]}, today's "
+            f"is {plan.plan_id[:16]}.",
+            why="Another version of remerge or transformers made it, or the base is another one.",
+        )
+    sink = _Comparer(output)
+    resources = Resources.of(max_memory, threads)
+    twins = {file.twin.name for file in plan.files if file.twin is not None}
+    unread = [shard for shard in plan.base.shards if shard.name not in twins]
+    with MergedCheckpoint(plan.base, plan.tensors, plan.config, device) as merged:
+        _restore_preparations(merged, plan, output)
+        counter = _counter(sum(file.size for file in plan.files), report)
+        digests = derive(merged, plan.files, unread, sink, resources, counter)
+    digests["config.json"] = file_digest(plan.base.path / "config.json")
+    _check_input(manifest.base, plan.base.path, digests, "base")
+    _judge(output, manifest, plan, sink)
+    compared = sum(record.size for record in manifest.outputs)
+    return VerifyReport(
+        output, manifest.merge_key, len(manifest.outputs), len(plan.tensors), compared, plan.notes
+    )
+
+
+def _judge(output: Path, manifest: Manifest, plan: Plan, sink: _Comparer) -> None:
+    recorded = {record.name: record.sha256 for record in manifest.outputs}
+    for file in plan.files:
+        difference = sink.differences.get(file.name)
+        derived_as_recorded = sink.digests[file.name] == recorded.get(file.name)
+        if difference is None and derived_as_recorded:
+            continue
+        where = f" First difference: {difference.what}." if difference else ""
+        as_recorded = file_digest(output / file.name) == recorded.get(file.name)
+        raise _failure(output / file.name, where, as_recorded)
+    for side in plan.side_files:
+        path = output / side.name
+        content = side.content
+        if content is None and side.source is not None:
+            content = side.source.read_bytes()
+        as_recorded = file_digest(path) == recorded.get(side.name)
+        if path.read_bytes() != content or not as_recorded:
+            raise _failure(path, "", as_recorded)
+
+
+def _failure(path: Path, where: str, as_recorded: bool) -> RemergeError:
+    if as_recorded:
+        return NotReproduced(
+            f"{path} is what its manifest says, but deriving it again gives other bytes.{where}",
+            why="It was not made from these inputs, or the numerical stack differs.",
+        )
+    return IntegrityError(
+        f"{path} is not the file that its manifest names.{where}",
+        why="It was changed or damaged after the merge.",
+        hint="Merge again with --overwrite.",
+    )
+
+
+def _check_present(output: Path, manifest: Manifest) -> None:
+    for record in manifest.outputs:
+        path = output / record.name
+        if not path.resolve().is_relative_to(output.resolve()):
+            raise BadInput(f"The manifest of {output} names {record.name!r}, outside of it.")
+        if not path.is_file():
+            raise IntegrityError(f"{path} is missing, though the manifest names it.")
+        if path.stat().st_size != record.size:
+            raise IntegrityError(
+                f"{path} has {path.stat().st_size:,} bytes; its manifest says {record.size:,}.",
+                why="It was changed or damaged after the merge.",
+            )
+
+
+def _place_of(record: InputRecord, kind: str) -> str:
+    """Where an input of the manifest can be read: the Hub, or where it was last seen."""
+    if record.hub_id is not None:
+        reference = f"{record.hub_id}@{record.commit}" if record.commit else record.hub_id
+        return f"{reference}:{record.subfolder}" if record.subfolder else reference
+    found = user_index.location({file.name: file.sha256 for file in record.files})
+    if found is None or not found.is_dir():
+        raise BadInput(
+            f"It is not known where the {kind} {record.name!r} lies now.",
+            why="It was merged on another machine, or has been moved.",
+            hint=f"Name it with --{kind} PATH.",
+        )
+    return str(found)
+
+
+def _check_input(record: InputRecord, path: Path, digests: dict[str, str], kind: str) -> None:
+    for file in record.files:
+        if digests.get(file.name) != file.sha256:
+            raise IntegrityError(
+                f"The {kind}'s {path / file.name} is not the file that the manifest names.",
+                why=f"The {kind} was changed or replaced since the merge, or another was given.",
+                hint=f"Name the right one with --{kind} PATH.",
+            )
+
+
+def _restore_preparations(merged: MergedCheckpoint, plan: Plan, output: Path) -> None:
+    """Use the recorded factors where another numerical stack would compute others."""
+    path = output / PREPARATIONS
+    if path.is_file():
+        changes = {t.name: t.change for t in plan.touched if t.change is not None}
+        merged.prepared.update(preparations.restore(path, changes))
+
+
+def _counter(total: int, report: Report) -> Callable[[int, str], None]:
+    done = 0
+    lock = Lock()
+
+    def add(nbytes: int, tensor: str) -> None:
+        nonlocal done
+        with lock:
+            done += nbytes
+            report(done, total, tensor)
+
+    return add
+
+
+class _Comparer:
+    """A sink that compares derived chunks with the files of an output directory."""
+
+    def __init__(self, output: Path) -> None:
+        self._output = output
+        self._files: dict[str, InputFile] = {}
+        self._lock = Lock()
+        self._local: Any = local()
+        self.digests: dict[str, str] = {}
+        self.differences: dict[str, _Difference] = {}
+
+    def put(self, file: OutputFile, offset: int, chunk: memoryview, length: int) -> None:
+        with self._lock:
+            if file.name not in self._files:
+                self._files[file.name] = InputFile(self._output / file.name)
+            existing = self._files[file.name]
+        if not hasattr(self._local, "buffer") or len(self._local.buffer) < length:
+            self._local.buffer = aligned_buffer(len(chunk))
+        if existing.size != file.size:
+            self._note(_Difference(file.name, 0, f"it has {existing.size} bytes, not {file.size}"))
+            return
+        existing.read_into(self._local.buffer, offset, length)
+        derived = torch.frombuffer(chunk, dtype=torch.uint8, count=length)
+        found = torch.frombuffer(self._local.buffer, dtype=torch.uint8, count=length)
+        if torch.equal(derived, found):
+            return
+        position = int((derived != found).nonzero()[0])
+        self._note(_describe(file, offset + position, offset, derived, found))
+
+    def finish(self, file: OutputFile, digest: str, twin_digest: str | None) -> None:
+        self.digests[file.name] = digest
+
+    def _note(self, difference: _Difference) -> None:
+        with self._lock:
+            known = self.differences.get(difference.file)
+            if known is None or difference.offset < known.offset:
+                self.differences[difference.file] = difference
+
+
+def _describe(
+    file: OutputFile, position: int, chunk_start: int, derived: torch.Tensor, found: torch.Tensor
+) -> _Difference:
+    piece = next((p for p in file.pieces if p.start <= position < p.stop), None)
+    if piece is None:
+        return _Difference(file.name, position, f"byte {position} of the header")
+    size = itemsize(piece.plan.dtype)
+    element = (position - piece.start) // max(size, 1)
+    start = piece.start + element * size - chunk_start
+    what = f"tensor {piece.plan.name}, element {element}"
+    if size and start >= 0 and start + size <= len(derived):
+        dtype = torch_dtype(piece.plan.dtype)
+        pair = [t[start : start + size].clone().view(dtype)[0].item() for t in (found, derived)]
+        what += f": stored {pair[0]}, derived {pair[1]}"
+    return _Difference(file.name, position, what)

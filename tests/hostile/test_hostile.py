@@ -1,0 +1,156 @@
+"""Malformed inputs through the command line: refused by name, with nothing left behind."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import stat
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+
+import remerge
+
+from .cases import CASES
+from .place import COMMAND, LAYERS, SHARDS, Case, Place, build
+
+SECONDS = 30
+BYTES = 2 * 10**9
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    (tmp_path / "place").mkdir()
+    return build(tmp_path / "place")
+
+
+@pytest.fixture(scope="session")
+def cli() -> None:
+    """Skips while there is no command line to run."""
+    if find_spec("remerge.__main__") is None:
+        pytest.skip("python -m remerge does not exist yet")
+
+
+@dataclass(frozen=True)
+class Run:
+    code: int
+    out: str
+    err: str
+    peak: int
+
+
+def run(arguments: list[str], scratch: Path) -> Run:
+    """Run the command line in a process of its own, with no network and caches of its own."""
+    environment = {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        "HF_HOME": str(scratch / "hf"),
+        "XDG_CACHE_HOME": str(scratch / "cache"),
+        "XDG_DATA_HOME": str(scratch / "data"),
+        "PYTHONPATH": str(Path(remerge.__file__).parents[1]),
+        "COLUMNS": "1000",
+    }
+    out, err = scratch / "stdout", scratch / "stderr"
+    with out.open("wb") as stdout, err.open("wb") as stderr:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "remerge", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=stderr,
+            env=environment,
+            cwd=scratch,
+        )
+        code, peak = _wait(process)
+    return Run(code, out.read_text("utf-8", "replace"), err.read_text("utf-8", "replace"), peak)
+
+
+def _wait(process: subprocess.Popen) -> tuple[int, int]:
+    """Exit code and peak resident bytes; a run that takes too long fails the test."""
+    end = time.monotonic() + SECONDS
+    while time.monotonic() < end:
+        pid, status, usage = os.wait4(process.pid, os.WNOHANG)
+        if pid:
+            process.returncode = os.waitstatus_to_exitcode(status)
+            return process.returncode, usage.ru_maxrss * 1024
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    raise AssertionError(f"still running after {SECONDS} s")
+
+
+def fingerprint(root: Path) -> dict[str, str]:
+    """Every entry below `root`: its kind, and the digest of what a regular file holds."""
+    found: dict[str, str] = {}
+    for path in sorted(root.rglob("*")):
+        mode = path.lstat().st_mode
+        if stat.S_ISLNK(mode):
+            what = f"link to {path.readlink()}"
+        elif stat.S_ISREG(mode):
+            with path.open("rb") as file:
+                what = hashlib.file_digest(file, "sha256").hexdigest()
+        else:
+            what = oct(stat.S_IFMT(mode))
+        found[str(path.relative_to(root))] = what
+    return found
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_hostile(case: Case, place: Place, tmp_path: Path, cli: None) -> None:
+    case.corrupt(place)
+    before = fingerprint(place.root)
+    done = run(case.arguments(place), tmp_path)
+    assert not place.canary.exists(), "code from an input ran"
+    assert "Traceback" not in done.err, done.err
+    assert done.code in case.exits, done.err
+    assert done.peak < BYTES
+    after = fingerprint(place.root)
+    assert {name: after.get(name) for name in before} == before, "an input changed"
+    if done.code == 0:
+        if case.check is not None:
+            case.check(place)
+        return
+    assert re.search(case.says, done.err, re.DOTALL), done.err
+    assert done.out == ""
+    assert after == before, "something was left behind"
+    if done.code != 2:  # click separates its usage line from the error
+        assert "\n\n" not in done.err.strip(), done.err
+        assert all(char.isprintable() or char == "\n" for char in done.err), repr(done.err)
+
+
+def test_the_valid_pair_merges(place: Place, tmp_path: Path, cli: None) -> None:
+    case = Case("valid", lambda place: None, "", (0,), COMMAND, None)
+    done = run(case.arguments(place), tmp_path)
+    assert done.code == 0, done.err
+    assert {SHARDS[0], SHARDS[1], "config.json"} <= {path.name for path in place.out.iterdir()}
+
+
+# --- the builders themselves ---------------------------------------------------------------------
+
+
+def test_the_valid_pair_is_valid(place: Place) -> None:
+    names: list[str] = []
+    for file in (*(place.base / shard for shard in SHARDS), place.lora):
+        with safe_open(file, "np") as opened:
+            names += opened.keys()
+    assert len(names) == len(set(names)) == 3 + 9 * LAYERS + 4 * LAYERS
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_builders_build(case: Case, place: Place) -> None:
+    valid = fingerprint(place.root)
+    case.corrupt(place)
+    special = case.command != COMMAND
+    assert special or fingerprint(place.root) != valid
+    assert case.arguments(place)
+
+
+def test_names_are_unique() -> None:
+    names = [case.name for case in CASES]
+    assert sorted(names) == sorted(set(names))
