@@ -16,28 +16,9 @@ from safetensors.torch import load_file
 from remerge.adapters.facts import ModelHint
 from remerge.adapters.names import model_names
 from remerge.adapters.regions import Names, matrix_view
+from tests.adapters.plain import Facts, Speaks
 from tests.corpus import arch_other, arch_text  # noqa: F401  (they fill ARCHS)
 from tests.corpus.architectures import ARCHS
-
-
-@dataclass(frozen=True)
-class Facts:
-    shape: tuple[int, ...]
-    dtype: str
-
-
-@dataclass(frozen=True)
-class Factors:
-    a: tuple[int, ...] | None
-    b: tuple[int, ...] | None
-
-
-@dataclass(frozen=True)
-class Speaks:
-    """What an adapter speaks of."""
-
-    modules: Mapping[str, tuple[Factors, ...]]
-    parameters: Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,7 @@ def write_tokenizer(directory: Path, label: str) -> None:
 def write_side_files(base: Path) -> None:
     write_tokenizer(base, "base")
     (base / "LICENSE").write_text("A licence.\n")
-    (base / "notes.bin").write_bytes(bytes(range(256)))
+    (base / "notes.dat").write_bytes(bytes(range(256)))
     (base / "1_Pooling").mkdir()
     (base / "1_Pooling" / "config.json").write_text('{"word_embedding_dimension": 32}')
     (base / "modules.json").write_text("[]")
@@ -134,7 +134,9 @@ def randomise(model: torch.nn.Module) -> None:
     """Values as after a training: nothing zero, deltas a good part of the weights' size."""
     for name, parameter in model.named_parameters():
         noise = torch.randn_like(parameter)
-        if "lora_A" in name or "lora_embedding_A" in name:
+        if "lora_embedding_A" in name:  # PEFT starts it at zero and its B at one
+            parameter.add_(noise, alpha=0.005)
+        elif "lora_A" in name:
             parameter.add_(noise, alpha=0.1)
         elif ("lora_B" in name or "lora_embedding_B" in name) and not name.endswith("bias"):
             parameter.add_(noise, alpha=0.02)

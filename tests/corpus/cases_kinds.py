@@ -28,6 +28,29 @@ SCALING = [
     kind("rslora", {"use_rslora": True, "r": 6}, fast=True),
     kind("rslora", {"use_rslora": True, "r": 3}, "qwen3", dtype="float32"),
     kind("alpha_zero", {"lora_alpha": 0}, no_change=True, fast=True),
+    kind(
+        "untrained",
+        {},
+        no_change=True,
+        edit_adapter=edits.scale("lora_B", 0),
+        edit_is_the_adapter=True,
+    ),
+    kind(
+        "untrained_dora",
+        {"use_dora": True},
+        dtype="float32",
+        edit_adapter=edits.scale("lora_B", 0),
+        edit_is_the_adapter=True,
+    ),
+    kind(
+        "rows_without_delta",
+        {},
+        edit_adapter=edits.zero_rows("lora_B", 8),
+        edit_is_the_adapter=True,
+        edit_base=edits.negative_zeros("proj"),
+        fast=True,
+        notes="-0.0 keeps its sign where nothing is added",
+    ),
     kind("alpha_negative", {"lora_alpha": -5}),
     kind("alpha_float", {"lora_alpha": 7.3}, dtype="float32"),
     kind("alpha_float_rslora", {"lora_alpha": 7.3, "use_rslora": True, "r": 5}),
@@ -184,6 +207,8 @@ STORED = [
          kept=("mtp.head.weight",), fast=True),
     kind("extra_integer_tensor", {}, dtype="float16",
          edit_base=edits.add_to_base("steps", 3, dtype=torch.int64), kept=("steps",)),
+    kind("side_file_bin", {}, edit_base=edits.write_file("training_args.bin", b"not a weight"),
+         notes="a .bin file that is no weight of the base"),
     kind("base_bin", {}, edit_base=edits.base_to_bin),
 ]  # fmt: skip
 

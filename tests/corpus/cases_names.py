@@ -173,6 +173,10 @@ ODD_MODULES = [
               notes="PEFT adds the delta of out_proj twice, in the forward pass too"),
     peft_case("mha", "siglip", {"target_modules": ["head.attention", "q_proj"]},
               dtype="float32"),
+    peft_case("mha_untrained", "siglip_vision", {"target_modules": "all-linear"},
+              edit_adapter=edits.scale(r"attention\.out_proj\.lora_B", 0),
+              edit_is_the_adapter=True, notes="what all-linear really leaves: torch's attention "
+              "never calls its out_proj, so that B stays zero; refusing refuses them all"),
     peft_case("fused_qkv", "phi3", {"target_modules": ["qkv_proj", "o_proj", "gate_up_proj"],
               **CAUSAL}),
     peft_case("fused_qkv", "falcon", {"target_modules": ["query_key_value", "dense_h_to_4h"],

@@ -92,15 +92,11 @@ BROKEN = [
     refused("no_weights", lambda directory: (directory / "adapter_model.safetensors").unlink()),
     refused("no_config", lambda directory: (directory / "adapter_config.json").unlink()),
     refused("config_not_json",
-            lambda directory: _write(directory / "adapter_config.json", "{'r': 4}")),
+            edits.write_file("adapter_config.json", b"{'r': 4}")),
     refused("empty", edits.drop_keys(r".")),
     refused("experts_shape", edits.narrow(r"lora_B", 0), arch="qwen3_moe", lora={
         "target_modules": [], "target_parameters": ["mlp.experts.down_proj"]}),
 ]  # fmt: skip
-
-
-def _write(path: Any, text: str) -> None:
-    path.write_text(text)
 
 
 CASES = [*KINDS, *BROKEN]

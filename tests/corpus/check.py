@@ -22,8 +22,8 @@ EQUAL_SHARE = 0.999
 FLOAT32_TOLERANCE = 1e-6
 #: Largest difference of logits, relative to their largest value, in forward cases (float32).
 LOGITS_TOLERANCE = 2e-5
-#: Files that remerge adds to what the base had.
-ADDED = {"remerge.json", "provenance.json", "README.md", "model.safetensors.index.json"}
+#: Files that remerge may add to what the base had, besides those called ``remerge.*``.
+ADDED = {"provenance.json", "README.md"}
 
 
 @dataclass
@@ -152,8 +152,15 @@ def compare_tensor(
         return
     want = round_once(exact, found.dtype)
     steps = units_apart(found, want)
-    report.elements += found.numel()
-    report.off += int((steps > 0).sum())
+    if not (built.case.decomposition and found.dtype == torch.float32):
+        report.elements += found.numel()
+        # float64 does not say which of two neighbours is nearer when both are equally far.
+        farther = (found.double() - exact).abs() - (want.double() - exact).abs()
+        report.off += int(((steps > 0) & (farther > 2.0**-40 * exact.abs())).sum())
+    if old is not None and old.shape == exact.shape and old.dtype == found.dtype:
+        kept = old.double() == exact.double()
+        if not same_bytes(old[kept], found[kept]):
+            report.add(f"{name}: elements without a delta changed their bits")
     if found.dtype == torch.float32:
         bound = FLOAT32_TOLERANCE * exact.abs().clamp(min=1)
         bad = ~((found.double() - exact.double()).abs() <= bound)
@@ -216,7 +223,8 @@ def check_side_files(built: Built, output: Path, report: Report) -> None:
             report.add(f"side file {name} was not carried")
         elif found[name] != digest:
             report.add(f"side file {name} has other bytes")
-    if extra := sorted(found.keys() - want.keys() - ADDED):
+    extra = sorted(found.keys() - want.keys() - ADDED)
+    if extra := [name for name in extra if not name.startswith("remerge.")]:
         report.add(f"files that nobody asked for: {extra}")
 
 

@@ -76,6 +76,13 @@ def all_of(*edits: Edit) -> Edit:
     return edit
 
 
+def write_file(name: str, data: bytes) -> Edit:
+    def edit(directory: Path) -> None:
+        (directory / name).write_bytes(data)
+
+    return edit
+
+
 def to_bin(directory: Path) -> None:
     """The adapter as PEFT wrote it before safetensors."""
     torch.save(load_file(directory / ADAPTER_FILE), directory / "adapter_model.bin")
@@ -124,6 +131,28 @@ def scale(pattern: str, factor: float) -> Edit:
         return tensors
 
     return on_adapter(change)
+
+
+def zero_rows(pattern: str, rows: int) -> Edit:
+    """The first rows of each matching tensor become zero."""
+
+    def change(tensors: Tensors) -> Tensors:
+        for key in _matching(tensors, pattern):
+            tensors[key][:rows] = 0
+        return tensors
+
+    return on_adapter(change)
+
+
+def negative_zeros(pattern: str) -> Edit:
+    """Every third element of each matching base tensor becomes -0.0."""
+
+    def change(tensors: Tensors) -> Tensors:
+        for name in _matching(tensors, pattern):
+            tensors[name].view(-1)[::3] = -0.0
+        return tensors
+
+    return on_base(change)
 
 
 def narrow(pattern: str, dim: int) -> Edit:

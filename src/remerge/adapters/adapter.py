@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 
 from remerge.errors import BadInput
-from remerge.sources.checkpoint import read_json_object
+from remerge.sources.documents import read_json_object
 from remerge.sources.dtypes import dtype_name, torch_dtype
 from remerge.sources.header import read_header
 from remerge.sources.storage import InputFile
@@ -47,13 +47,17 @@ class Adapter:
     def read(self, name: str) -> torch.Tensor:
         """The tensor as stored."""
         shape = self.tensors[name].shape
-        return self._read(name, 0, math.prod(shape)).reshape(shape)
+        return self.read_elements(name, 0, math.prod(shape)).reshape(shape)
+
+    def read_elements(self, name: str, start: int, count: int) -> torch.Tensor:
+        """Elements of the tensor as stored, 1-D."""
+        return self._read(name, start, count)
 
     def read_rows(self, name: str, rows: range) -> torch.Tensor:
         """Some rows (of the first axis) of the tensor as stored."""
         shape = self.tensors[name].shape
         width = math.prod(shape[1:])
-        flat = self._read(name, rows.start * width, len(rows) * width)
+        flat = self.read_elements(name, rows.start * width, len(rows) * width)
         return flat.reshape(len(rows), *shape[1:])
 
     @property
@@ -101,7 +105,7 @@ def check_finite(adapter: Adapter) -> None:
             continue
         total = math.prod(info.shape)
         for start in range(0, total, _BLOCK_ELEMENTS):
-            block = adapter._read(name, start, min(_BLOCK_ELEMENTS, total - start))
+            block = adapter.read_elements(name, start, min(_BLOCK_ELEMENTS, total - start))
             if not torch.isfinite(block.to(torch.float32)).all():
                 raise BadInput(
                     f"Adapter tensor {name} in {adapter.path} holds NaN or infinite values.",

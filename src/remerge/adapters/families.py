@@ -141,7 +141,7 @@ def _family(adapter: AdapterFacts) -> Family:
         raise Unsupported(
             f"{adapter.path} is a {kind} adapter, which this version cannot merge yet.",
             why="The families it merges are " + ", ".join(sorted(FAMILIES)) + ".",
-            hint="Merge it with PEFT's merge_and_unload, or convert it to LoRA (peft.convert_to_lora).",
+            hint="Convert it with peft.convert_to_lora, or merge it with PEFT's merge_and_unload.",
         )
     raise Unsupported(
         f"{adapter.path} has the peft_type {kind[:40]!r}, which is not known.",

@@ -35,6 +35,10 @@ class Axis:
     offset: Index
 
 
+# A dimension of size one.
+_POINT = Axis(range(1), range(1))
+
+
 @dataclass(frozen=True)
 class Block:
     """A box of a layout that comes from one tensor: the element at ``axes[d].at[i_d]`` lies at
@@ -157,7 +161,7 @@ def _matching(
 
 
 def _merge(axes: Sequence[Axis], sizes: Sequence[int]) -> Axis:
-    merged = Axis(range(1), range(1))
+    merged = _POINT
     for axis, size in zip(axes, sizes, strict=True):
         at = outer_sum(multiplied(merged.at, size), axis.at)
         merged = Axis(at, outer_sum(merged.offset, axis.offset))
@@ -168,6 +172,11 @@ def _split(axis: Axis, sizes: Sequence[int]) -> Iterator[tuple[Axis, ...]]:
     """One axis as several; cut into more than one box where it is not a box under these sizes."""
     if len(sizes) < 2:
         yield (axis,) * len(sizes)
+        return
+    if sizes[0] == 1 or math.prod(sizes[1:]) == 1:
+        first, rest = (_POINT, axis) if sizes[0] == 1 else (axis, _POINT)
+        for tail in _split(rest, sizes[1:]):
+            yield (first, *tail)
         return
     if not isinstance(axis.at, range) or axis.at.step != 1:
         raise Unsupported(f"A dimension with gaps would have to be split into {tuple(sizes)}.")

@@ -11,11 +11,13 @@ from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import product
 from typing import Any, cast
 
 from transformers import PreTrainedModel, core_model_loading
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
+    PrefixChange,
     WeightConverter,
     WeightRenaming,
     WeightTransform,
@@ -32,8 +34,10 @@ Shape = tuple[int, ...]
 rename_source_key: Callable[..., tuple[str, str | None]] = cast(
     Any, core_model_loading
 ).rename_source_key
-# How names on disk may treat the prefix of the base model (``model.``).
-STYLES = ("kept", "dropped", "added")
+# Which of transformers' rules reversed, and then what done to the prefix of the base model
+# (``model.``), may lead from a parameter to its name on disk.
+Style = tuple[str, str]
+STYLES: tuple[Style, ...] = tuple(product(("likely", "used"), ("kept", "dropped", "added")))
 
 
 @dataclass(frozen=True)
@@ -65,8 +69,16 @@ class Loading:
         self._converted: dict[str, Layout] = {}
         self._unconverted: set[str] = set()
         self._collect()
-        # Only rules that met a key tell how this checkpoint spells its names.
-        self._used = [rule for rule in transforms if rule.was_used()]
+        legacy = len(transforms) - len(get_model_conversion_mapping(model, add_legacy=False))
+        # A change of prefix says nothing about checkpoints until it met a key.
+        self._rules = {
+            "likely": [
+                rule
+                for rule in transforms[: len(transforms) - legacy]
+                if rule.was_used() or not isinstance(rule, PrefixChange)
+            ],
+            "used": [rule for rule in transforms if rule.was_used()],
+        }
 
     def renamed(self, key: str) -> tuple[str, str | None]:
         """The parameter that a key feeds, and the pattern of the converter on the way if any; the
@@ -96,7 +108,7 @@ class Loading:
 
     def key_for(self, parameter: str) -> str:
         """The key under which this checkpoint would hold a parameter that it lacks."""
-        for style in dict.fromkeys((self._prefix_style, *STYLES)):
+        for style in sorted(STYLES, key=lambda style: style != self._style):
             key = self._reversed(parameter, style)
             if key is not None and self.renamed(key) == (parameter, None):
                 return key
@@ -167,32 +179,38 @@ class Loading:
         return found
 
     @cached_property
-    def _reverse_rules(self) -> tuple[list[WeightRenaming], list[WeightConverter]]:
-        rules = [rule.reverse_transform() for rule in reversed(self._used)]
-        return (
-            [rule for rule in rules if isinstance(rule, WeightRenaming)],
-            [rule for rule in rules if isinstance(rule, WeightConverter)],
-        )
+    def _reverse_rules(self) -> dict[str, tuple[list[WeightRenaming], list[WeightConverter]]]:
+        reverse = {
+            name: [rule.reverse_transform() for rule in reversed(rules)]
+            for name, rules in self._rules.items()
+        }
+        return {
+            name: (
+                [rule for rule in rules if isinstance(rule, WeightRenaming)],
+                [rule for rule in rules if isinstance(rule, WeightConverter)],
+            )
+            for name, rules in reverse.items()
+        }
 
     @cached_property
-    def _prefix_style(self) -> str:
-        """Whether the checkpoint keeps, drops or adds the prefix of the base model: what explains
-        most of its names."""
-        explained: Counter[str] = Counter()
+    def _style(self) -> Style:
+        """How this checkpoint spells its names: what explains most of them."""
+        explained: Counter[Style] = Counter()
         for name, feed in self._feeds.items():
             for style in STYLES if feed.converter is None else ():
                 explained[style] += self._reversed(name, style) == feed.keys[0][1]
         return max(STYLES, key=lambda style: explained[style])
 
-    def _reversed(self, parameter: str, style: str) -> str | None:
+    def _reversed(self, parameter: str, style: Style) -> str | None:
+        rules, treatment = style
         prefix = f"{self._prefix}."
-        if style == "dropped":
+        if treatment == "dropped":
             if not parameter.startswith(prefix):
                 return None
             parameter = parameter.removeprefix(prefix)
-        elif style == "added":
+        elif treatment == "added":
             parameter = prefix + parameter
-        renamings, converters = self._reverse_rules
+        renamings, converters = self._reverse_rules[rules]
         return rename_source_key(parameter, renamings, converters, reverse=True)[0]
 
 

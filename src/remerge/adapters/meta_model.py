@@ -110,12 +110,13 @@ def _auto_class(auto: Any, parsed: PreTrainedConfig) -> type[PreTrainedModel] | 
 
 def _built(model_class: type[PreTrainedModel], parsed: PreTrainedConfig) -> PreTrainedModel:
     config: Any = copy.deepcopy(parsed)
-    text = config.sub_configs.get("text_config")
     wanted: Any = model_class.config_class
-    if text is not None and wanted is text:
-        config = config.get_text_config()
-    elif wanted is not None and not isinstance(config, wanted):
+    # A language or vision model alone is built from its part of a composite config.
+    parts = [getattr(config, key, None) for key in config.sub_configs]
+    fitting = [part for part in (config, *parts) if type(part) is wanted]
+    if wanted is not None and not fitting:
         raise TypeError(f"takes a {wanted.__name__}")
+    config = fitting[0] if fitting else config
     with quiet(), no_init_weights(), torch.device("meta"):
         # Eager attention is the one implementation that needs no other package.
         return cast(Any, model_class)._from_config(config, attn_implementation="eager").eval()

@@ -9,6 +9,7 @@ import click
 from remerge.cli.options import json_output, quiet, verbose
 from remerge.cli.output import print_json, print_notes, print_table
 from remerge.errors import BadInput
+from remerge.sources.documents import as_list, as_object
 
 
 @click.command("inspect")
@@ -44,8 +45,9 @@ def command(path: str, adapter: str | None, as_json: bool, quiet: bool, verbose:
 def _text(value: object) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
-    if isinstance(value, list):
-        return ", ".join(map(str, value))
-    if isinstance(value, dict):
-        return ", ".join(f"{k}: {v}" for k, v in value.items())
+    items, entries = as_list(value), as_object(value)
+    if items is not None:
+        return ", ".join(map(str, items))
+    if entries is not None:
+        return ", ".join(f"{name}: {entry}" for name, entry in entries.items())
     return str(value)

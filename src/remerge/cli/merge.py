@@ -58,9 +58,12 @@ def command(
     remerge merge meta-llama/Llama-3.1-8B ./adapter -o merged
     remerge merge ./base ./adapter -o merged --dry-run --json
     """
-    if len(inputs) > 2:
+    if len(inputs) == 2:
+        base, adapter = inputs
+    elif len(inputs) == 1:
+        base, adapter = None, inputs[0]
+    else:
         raise click.UsageError("One base and one adapter: remerge merge BASE ADAPTER -o OUT.")
-    base, adapter = (None, inputs[0]) if len(inputs) == 1 else inputs
     options: dict[str, Any] = {
         "dtype": dtype,
         "max_shard_size": max_shard_size,
@@ -174,7 +177,7 @@ def _dry_run(
     print_table(rows)
     if verbose:
         for tensor in plan.touched:
-            steps = [] if tensor.change is None else tensor.change.steps
+            steps = tensor.change.steps if tensor.change is not None else ()
             click.echo(f"  {tensor.name}: {', '.join(type(step).__name__ for step in steps)}")
     touched = len(plan.touched)
     print_table(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -43,7 +43,7 @@ def print_notes(notes: Sequence[str]) -> None:
 
 
 @contextmanager
-def progress(what: str, *, quiet: bool) -> Iterator[Report]:
+def progress(what: str, *, quiet: bool) -> Generator[Report]:
     """Bytes, speed, time left and current tensor on a terminal; a plain line now and then
     elsewhere."""
     if quiet:
@@ -56,7 +56,7 @@ def progress(what: str, *, quiet: bool) -> Iterator[Report]:
 
 
 @contextmanager
-def _bar(what: str) -> Iterator[Report]:
+def _bar(what: str) -> Generator[Report]:
     from rich import progress as rich
     from rich.console import Console
 

@@ -137,6 +137,8 @@ def _restore(kept: _Fragile, flat: torch.Tensor, rounded: torch.Tensor) -> None:
 def _check_finite(
     change: Change, rounded: torch.Tensor, kept: _Fragile | None, window: Window
 ) -> None:
+    if rounded.dtype not in _INFINITY:
+        return
     kind, infinity, magnitude = _INFINITY[rounded.dtype]
     bits = rounded.view(kind) & magnitude
     if rounded.numel() == 0 or bits.amax() < infinity:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from remerge.errors import Unsupported
+from remerge.sources.documents import as_list
 
 if TYPE_CHECKING:
     from remerge.merging.merged import MergedCheckpoint
@@ -23,11 +24,10 @@ def load_model(merged: MergedCheckpoint, **kwargs: Any) -> Any:
     model_type = document.pop("model_type", None)
     if model_type not in transformers.CONFIG_MAPPING:
         raise Unsupported(f"transformers has no model type {model_type!r}.")
-    config = transformers.AutoConfig.for_model(model_type, **document)
-    names = document.get("architectures") or []
-    model_class = getattr(transformers, names[0], None) if names else None
-    if model_class is None:
-        model_class = transformers.AutoModel
+    auto_config: Any = transformers.AutoConfig
+    config = auto_config.for_model(model_type, **document)
+    names = as_list(document.get("architectures")) or [""]
+    model_class: Any = getattr(transformers, str(names[0]), transformers.AutoModel)
     kwargs.setdefault("dtype", "auto")
     state = {name: merged[name] for name in merged}
     return model_class.from_pretrained(None, config=config, state_dict=state, **kwargs)

@@ -205,7 +205,7 @@ class _Run:
         lane, length = chunk.lane, chunk.stop - chunk.start
         data = buffers.chunk[:length]
         if lane.shard is not None:
-            source = self.merged.file(lane.shard.name)
+            source = self.merged.raw_file(lane.shard.name)
             source.read_into(buffers.chunk, chunk.start, length)
             lane.read.update(chunk.number, data)
         tensor = lane.shard.name if lane.shard is not None else ""

@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from threading import Lock, local
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -21,6 +21,7 @@ from remerge.merging.kernel import Scratch, merge_elements
 from remerge.merging.preparations import prepare
 from remerge.sources.checkpoint import Checkpoint, StoredTensor
 from remerge.sources.dtypes import MERGEABLE, torch_dtype
+from remerge.sources.pickled import PickledFile
 from remerge.sources.storage import InputFile
 
 _FACTOR_BUDGET = 2**26
@@ -111,8 +112,12 @@ class MergedCheckpoint(Mapping[str, "MergedTensor"]):
 
         return load_model(self, **kwargs)
 
-    def file(self, shard: str) -> InputFile:
-        """The open file of a base shard."""
+    def file(self, shard: str) -> InputFile | PickledFile:
+        """The open file of a base shard, as its header describes it."""
+        return self.base.shard(shard).pickled or self.raw_file(shard)
+
+    def raw_file(self, shard: str) -> InputFile:
+        """The open file of a base shard, as it lies on disk."""
         with self._lock:
             if shard not in self._files:
                 self._files[shard] = InputFile(self.base.shard(shard).path)
@@ -217,8 +222,9 @@ class MergedTensor:
 
     def __getitem__(self, key: Any) -> torch.Tensor:
         """Rows by int, slice, ``...`` or a tuple that begins with one of these."""
-        rows, rest = (key[0], key[1:]) if isinstance(key, tuple) and key else (key, ())
-        if not self.plan.shape or rows is Ellipsis or rows == ():
+        parts = cast("tuple[Any, ...]", key if isinstance(key, tuple) else (key,))
+        rows, rest = (parts[0], parts[1:]) if parts else (..., ())
+        if not self.plan.shape or rows is Ellipsis:
             whole = self._rows(0, self.plan.shape[0] if self.plan.shape else 1)
             return whole.reshape(self.plan.shape)[key]
         if isinstance(rows, int):

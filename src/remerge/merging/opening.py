@@ -7,11 +7,12 @@ from typing import Any
 
 from remerge.adapters import families, names
 from remerge.adapters.adapter import Adapter
-from remerge.adapters.deltas import Changes
+from remerge.adapters.deltas import Change, Changes
 from remerge.errors import BadInput, Unsupported
 from remerge.merging.merged import TensorPlan, output_dtype
 from remerge.merging.recipe import Recipe
 from remerge.sources.checkpoint import Checkpoint
+from remerge.sources.documents import as_object
 from remerge.sources.dtypes import MERGEABLE
 
 
@@ -28,8 +29,7 @@ def read_changes(base: Checkpoint, adapter: Adapter) -> Changes:
 def hint_of(config: Mapping[str, Any]) -> names.ModelHint:
     """Which model class the adapter was trained with, as far as its configuration says."""
     task = config.get("task_type")
-    mapping = config.get("auto_mapping")
-    model_class = mapping.get("base_model_class") if isinstance(mapping, dict) else None
+    model_class = (as_object(config.get("auto_mapping")) or {}).get("base_model_class")
     return names.ModelHint(
         task if isinstance(task, str) else None,
         model_class if isinstance(model_class, str) else None,
@@ -51,7 +51,7 @@ def plan_tensors(base: Checkpoint, changes: Changes, recipe: Recipe) -> dict[str
             change = changes.tensors.get(name)
             shape = stored.shape if change is None else change.shape
             kept = stored.dtype if change is None else change.dtype
-            if change is not None and kept not in MERGEABLE:
+            if change is not None and kept not in MERGEABLE and not _is_counter(change):
                 raise _quantised(name, kept, base.config)
             plans[name] = TensorPlan(name, output_dtype(kept, wanted), shape, stored, change)
     for name, change in changes.tensors.items():
@@ -64,9 +64,14 @@ def plan_tensors(base: Checkpoint, changes: Changes, recipe: Recipe) -> dict[str
     return plans
 
 
+def _is_counter(change: Change) -> bool:
+    """Whether an integer buffer (batch norm's count of batches) is replaced by another."""
+    return not change.reads_base and change.dtype in ("I64", "I32", "BOOL")
+
+
 def _quantised(name: str, dtype: str, config: Mapping[str, Any]) -> Unsupported:
-    method = config.get("quantization_config")
-    scheme = method.get("quant_method", "unknown") if isinstance(method, dict) else None
+    method = as_object(config.get("quantization_config"))
+    scheme = method.get("quant_method", "unknown") if method is not None else None
     return Unsupported(
         f"Tensor {name} of the base is stored as {dtype}"
         + (f" ({scheme} quantisation)" if scheme else "")

@@ -34,11 +34,11 @@ def settle_ties(
     margin *= _NEAR
     near = (tile - margin).to(torch.float32) != (tile + margin).to(torch.float32)
     near &= tile.isfinite()
-    for row, col in near.nonzero().tolist():
-        base = 0.0 if source is None else float(source.view(tile.shape)[row, col])
+    for row, col in np.argwhere(near.numpy(force=True)):
+        base = 0.0 if source is None else float(source.view(tile.shape)[int(row), int(col)])
         if not math.isfinite(base):
             continue
-        exact = _exact(change, base, window.rows[row], window.cols[col], load)
+        exact = _exact(change, base, window.rows[int(row)], window.cols[int(col)], load)
         tile[row, col] = _toward(exact)
 
 
@@ -48,12 +48,9 @@ def _exact(change: Change, base: float, row: int, col: int, load: Load) -> Fract
         if isinstance(step, LowRank):
             i, j = row - step.row, col - step.col
             if 0 <= i < step.left.shape[0] and 0 <= j < step.right.shape[1]:
-                left, right = load(step.left)[i].tolist(), load(step.right)[:, j].tolist()
-                product = sum(
-                    (Fraction(a) * Fraction(b) for a, b in zip(left, right, strict=True)),
-                    Fraction(0),
-                )
-                value += Fraction(step.scale) * product
+                left, right = _fractions(load(step.left)[i]), _fractions(load(step.right)[:, j])
+                products = (a * b for a, b in zip(left, right, strict=True))
+                value += Fraction(step.scale) * sum(products, Fraction(0))
         elif isinstance(step, Added):
             if 0 <= row - step.row < step.values.shape[0]:
                 value += Fraction(step.scale) * Fraction(
@@ -66,6 +63,10 @@ def _exact(change: Change, base: float, row: int, col: int, load: Load) -> Fract
         elif isinstance(step, ReplacedRows) and row in step.indices:
             value = Fraction(float(load(step.values)[step.indices.index(row), col]))
     return value
+
+
+def _fractions(values: torch.Tensor) -> list[Fraction]:
+    return [Fraction(float(value)) for value in values.numpy(force=True)]
 
 
 def _entry(step: Replaced, row: int, col: int, load: Load) -> float:

@@ -13,7 +13,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,7 +92,7 @@ def check_space(out: Path, needed: int) -> None:
 
 
 @contextmanager
-def workplace(out: Path, state: dict[str, Any]) -> Iterator[Workplace]:
+def workplace(out: Path, state: dict[str, Any]) -> Generator[Workplace]:
     """Open the work of this output, alone.
 
     Work of an earlier run with the same ``state`` is kept, any other is dropped. Any failure but a
@@ -170,7 +170,7 @@ def _finish_replacing(out: Path) -> None:
 
 
 @contextmanager
-def _locked(work: Path) -> Iterator[None]:
+def _locked(work: Path) -> Generator[None]:
     try:
         work.mkdir(exist_ok=True)
         fd = os.open(work / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)

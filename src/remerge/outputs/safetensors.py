@@ -9,7 +9,8 @@ from typing import Any
 
 from remerge.merging.merged import TensorPlan
 from remerge.merging.plan import OutputFile, Piece
-from remerge.sources.checkpoint import INDEX, SINGLE, Checkpoint, Shard, read_json_object
+from remerge.sources.checkpoint import INDEX, SINGLE, Checkpoint, Shard
+from remerge.sources.documents import as_object, read_json_object
 from remerge.sources.dtypes import BITS
 from remerge.sources.header import Header, build_header
 
@@ -30,7 +31,7 @@ def lay_out(
         if shard is base.shards[-1]:
             held += new
         if held:
-            files.append(_file(shard.name, held, shard.header.metadata, shard))
+            files.append(_file(shard.safetensors_name, held, shard.header.metadata, shard))
     return tuple(files)
 
 
@@ -44,16 +45,16 @@ def index_document(
         return None
     weight_map = {piece.plan.name: file.name for file in files for piece in file.pieces}
     total = sum(piece.stop - piece.start for file in files for piece in file.pieces)
-    name = base.index or INDEX
+    name = INDEX
     document: dict[str, Any] = {"metadata": {}, "weight_map": {}}
     if base.index is not None:
         document = read_json_object(base.path / base.index)
         before = sum(tensor.nbytes for tensor in base.tensors.values())
-        if document["weight_map"] == weight_map and total == before:
+        if base.index == name and document["weight_map"] == weight_map and total == before:
             # Nothing moved: the base's own bytes, whatever its total_size says.
             return name, (base.path / base.index).read_bytes()
-    metadata = document.get("metadata")
-    document["metadata"] = {**(metadata if isinstance(metadata, dict) else {}), "total_size": total}
+    metadata = as_object(document.get("metadata")) or {}
+    document["metadata"] = {**metadata, "total_size": total}
     document["weight_map"] = dict(sorted(weight_map.items()))
     return name, (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode()
 
@@ -61,7 +62,7 @@ def index_document(
 def _file(
     name: str, held: Sequence[TensorPlan], metadata: Mapping[str, str], shard: Shard | None
 ) -> OutputFile:
-    if shard is not None and _same_header(shard.header, held):
+    if shard is not None and shard.pickled is None and _same_header(shard.header, held):
         header = shard.header
     else:
         shard = None

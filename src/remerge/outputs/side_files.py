@@ -12,6 +12,7 @@ from remerge.errors import BadInput
 from remerge.merging.plan import SideFile
 from remerge.merging.recipe import Recipe
 from remerge.sources.checkpoint import Checkpoint
+from remerge.sources.documents import as_object
 from remerge.sources.dtypes import torch_dtype
 
 # A tokenizer is one thing in several files: they are taken together, from one side.
@@ -148,8 +149,9 @@ def _set_dtype(document: dict[str, Any], dtype: str) -> None:
     if "model_type" in document and "dtype" not in document and "torch_dtype" not in document:
         document["torch_dtype"] = dtype
     for value in document.values():
-        if isinstance(value, dict) and ("dtype" in value or "torch_dtype" in value):
-            _set_dtype(value, dtype)
+        nested = as_object(value)
+        if nested is not None and ("dtype" in nested or "torch_dtype" in nested):
+            _set_dtype(nested, dtype)
 
 
 def own_names() -> frozenset[str]:

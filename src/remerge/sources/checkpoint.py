@@ -4,35 +4,27 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, cast
+from typing import Any
 
 from remerge.errors import BadInput
+from remerge.sources.documents import as_object, read_json_object
 from remerge.sources.header import Header, read_header
+from remerge.sources.pickled import PickledFile, open_pickled
 
-_MAX_JSON = 100_000_000
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+_PICKLED = "pytorch_model.bin"
+_PICKLED_INDEX = "pytorch_model.bin.index.json"
 
 # Weights in other formats would still be the base's: a copy of them beside merged weights is how
 # a server ends up serving the wrong model.
-_OTHER_WEIGHTS = (
-    ".bin",
-    ".pt",
-    ".pth",
-    ".ckpt",
-    ".gguf",
-    ".onnx",
-    ".onnx_data",
-    ".h5",
-    ".msgpack",
-    ".tflite",
-    ".npz",
-    ".safetensors",
-    ".mlmodel",
-    ".ot",
+_OTHER_WEIGHTS = re.compile(
+    r".*\.(safetensors|gguf|onnx|onnx_data|h5|msgpack|tflite|ckpt|pth|mlmodel|ot|index\.json)"
+    r"|(pytorch_model|model|consolidated|diffusion_pytorch_model|openvino_model).*\.(bin|pt)"
 )
 _MANIFESTS = ("remerge.json", "provenance.json", "remerge.preparations")
 
@@ -55,12 +47,23 @@ class StoredTensor:
 
 @dataclass(frozen=True)
 class Shard:
-    """One weight file: its name in the checkpoint, where it lies, its size and header."""
+    """One weight file: its name in the checkpoint, where it lies, its size and header.
+
+    ``pickled`` is set for an old ``.bin`` file, which is read as the safetensors file it would be.
+    """
 
     name: str
     path: Path
     size: int
     header: Header
+    pickled: PickledFile | None = None
+
+    @property
+    def safetensors_name(self) -> str:
+        """The name under which the shard is written."""
+        if self.pickled is None:
+            return self.name
+        return self.name.removeprefix("pytorch_").removesuffix(".bin") + ".safetensors"
 
 
 @dataclass(frozen=True)
@@ -104,64 +107,40 @@ def open_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(path, config, shards, tensors, index, side, left_out)
 
 
-def read_json_object(path: Path) -> dict[str, Any]:
-    """A JSON file that holds an object; raises `BadInput` for anything else."""
-    try:
-        if not path.is_file():
-            raise BadInput(f"{path} is not a regular file.")
-        if path.stat().st_size > _MAX_JSON:
-            raise BadInput(f"{path} has {path.stat().st_size:,} bytes, too many for a JSON file.")
-        document = json.loads(path.read_bytes())
-    except OSError as error:
-        raise BadInput(f"Cannot read {path}: {error.strerror}.") from error
-    except (ValueError, RecursionError) as error:
-        raise BadInput(
-            f"{path} is not valid JSON ({error}).",
-            why="The file is damaged, or a git-lfs pointer stands in its place.",
-        ) from error
-    if not isinstance(document, dict):
-        raise BadInput(f"{path} holds a JSON {type(document).__name__}, not an object.")
-    return cast("dict[str, Any]", document)
-
-
 def _shard_names(path: Path) -> tuple[str | None, list[str], dict[str, str] | None]:
     """The weight files as transformers finds them: the single file, else the index."""
     if os.path.lexists(path / SINGLE):
         return None, [SINGLE], None
+    found = sorted(p.name for p in path.iterdir() if p.suffix == ".safetensors")
+    index = INDEX
     if not (path / INDEX).exists():
-        found = sorted(p.name for p in path.iterdir() if p.suffix == ".safetensors")
         if len(found) == 1:
             return None, found, None
-        pickles = sorted(p.name for p in path.glob("*.bin"))
+        if not found and os.path.lexists(path / _PICKLED):
+            return None, [_PICKLED], None
+        index = _PICKLED_INDEX
+    if not (path / index).exists():
         ggufs = sorted(p.name for p in path.glob("*.gguf"))
-        if ggufs and not found and not pickles:
+        if ggufs and not found:
             raise BadInput(
                 f"{path} holds {ggufs[0]}, a GGUF file, and no safetensors.",
                 hint="Merge into the Hugging Face checkpoint that it was converted from.",
-            )
-        if pickles and not found:
-            raise BadInput(
-                f"{path} holds pickled weights ({pickles[0]}) and no safetensors.",
-                why="Unpickling runs code that came with the weights.",
-                hint="Convert it once with transformers (from_pretrained, then save_pretrained) "
-                "and merge into the result.",
             )
         raise BadInput(
             f"{path} has neither {SINGLE} nor {INDEX}"
             + (f", but {len(found)} safetensors files." if found else "."),
             why="The download is incomplete." if not found else "The index is missing.",
         )
-    weight_map = read_json_object(path / INDEX).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise BadInput(f"{path / INDEX} has no weight_map.")
-    entries = cast("dict[str, Any]", weight_map)
+    entries = as_object(read_json_object(path / index).get("weight_map"))
+    if not entries:
+        raise BadInput(f"{path / index} has no weight_map.")
     for tensor, file in entries.items():
         if not isinstance(file, str) or file != PurePosixPath(file).name or file in ("", ".", ".."):
             raise BadInput(
-                f"{path / INDEX} puts tensor {tensor!r} in {file!r}, which is not a plain file "
+                f"{path / index} puts tensor {tensor!r} in {file!r}, which is not a plain file "
                 f"name of that directory."
             )
-    return INDEX, list(dict.fromkeys(entries.values())), entries
+    return index, list(dict.fromkeys(entries.values())), entries
 
 
 def _open_shard(path: Path, name: str) -> Shard:
@@ -171,6 +150,9 @@ def _open_shard(path: Path, name: str) -> Shard:
             f"{file} is missing.",
             why="The index names it; the download is incomplete or the link is dangling.",
         )
+    if name.endswith(".bin"):
+        pickled = open_pickled(file)
+        return Shard(name, file, file.stat().st_size, pickled.header, pickled)
     header = read_header(file)
     return Shard(name, file, file.stat().st_size, header)
 
@@ -199,11 +181,11 @@ def _tensors(
             tensors[name] = StoredTensor(
                 name, shard.name, info.dtype, info.shape, offset + info.start, offset + info.stop
             )
-    for name in weight_map or {}:
-        if name not in tensors:
+    for name, file in (weight_map or {}).items():
+        # A pickled shard may hold a tensor under two names, of which one was kept.
+        if name not in tensors and not file.endswith(".bin"):
             raise BadInput(
-                f"{path / INDEX} lists tensor {name!r} in {(weight_map or {})[name]}, which does "
-                f"not hold it.",
+                f"{path / INDEX} lists tensor {name!r} in {file}, which does not hold it.",
                 why="Index and shards come from different saves.",
             )
     return tensors
@@ -224,7 +206,7 @@ def _side_files(path: Path, weights: set[str]) -> tuple[tuple[str, ...], tuple[s
             if not (Path(folder) / file).is_file():
                 raise BadInput(f"{path / name} is not a regular file.")
             carried = relative.parts[:1] in modules if relative.parts else False
-            other = file.endswith(_OTHER_WEIGHTS) or file.endswith((".index.json",))
+            other = _OTHER_WEIGHTS.fullmatch(file) is not None
             (left_out if other and not carried else kept).append(name)
     return tuple(kept), tuple(left_out)
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from remerge.errors import BadInput
+from remerge.sources.documents import as_list, as_object
 from remerge.sources.dtypes import BITS
 
 MAX_HEADER = 100_000_000
@@ -168,33 +169,39 @@ def _pairs(pairs: list[tuple[str, Any]]) -> Any:
 def _tensor(dtype: Any, shape: Any, offsets: Any) -> TensorInfo:
     if not isinstance(dtype, str) or dtype not in BITS:
         raise _Malformed(f"its header names an unknown dtype {dtype!r}")
-    if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
+    sizes, ends = _sizes(shape), _sizes(offsets)
+    if sizes is None:
         raise _Malformed(f"its header states a shape that is no list of sizes: {_short(shape)}")
-    if (
-        not isinstance(offsets, list)
-        or len(offsets) != 2
-        or not all(type(n) is int and 0 <= n <= _MAX_ELEMENTS for n in offsets)
-    ):
+    if ends is None or len(ends) != 2 or max(ends) > _MAX_ELEMENTS:
         raise _Malformed(f"its header states data_offsets {_short(offsets)}")
     elements = 1
-    for size in shape:
+    for size in sizes:
         elements *= size
         if elements > _MAX_ELEMENTS:
             raise _Malformed(f"its header states a shape too large to exist: {_short(shape)}")
     bits = elements * BITS[dtype]
-    start, stop = offsets
+    start, stop = ends
     if bits % 8 or stop - start != bits // 8:
         raise _Malformed(
             f"its header gives a {dtype} tensor of shape {_short(shape)} {stop - start} bytes, "
             f"where {bits / 8:g} are needed"
         )
-    return TensorInfo(dtype, tuple(shape), start, stop)
+    return TensorInfo(dtype, sizes, start, stop)
+
+
+def _sizes(value: Any) -> tuple[int, ...] | None:
+    """A JSON array of non-negative integers (true and 1.0 are none), else None."""
+    sizes = as_list(value)
+    if sizes is None or not all(type(n) is int and n >= 0 for n in sizes):
+        return None
+    return tuple(sizes)
 
 
 def _metadata(entry: Any, path: Path | str) -> dict[str, str]:
-    if not isinstance(entry, dict) or not all(isinstance(v, str) for v in entry.values()):
+    found = as_object(entry)
+    if found is None or not all(isinstance(value, str) for value in found.values()):
         raise _broken(path, "its __metadata__ is not a mapping of strings")
-    return entry
+    return found
 
 
 def _checked_name(name: str, path: Path | str) -> str:

@@ -15,6 +15,7 @@ from remerge.merging.opening import plan_tensors, read_changes
 from remerge.merging.recipe import Recipe
 from remerge.outputs.planning import open_inputs
 from remerge.sources.checkpoint import Checkpoint, open_checkpoint
+from remerge.sources.documents import as_object
 from remerge.sources.references import resolve
 
 
@@ -90,8 +91,7 @@ def inspect_adapter(base: str | Path, adapter: str | Path) -> Inspection:
 
 def _base_facts(base: Checkpoint) -> dict[str, Any]:
     dtypes = Counter(tensor.dtype for tensor in base.tensors.values())
-    config = base.config.get("quantization_config")
-    quantisation = config.get("quant_method") if isinstance(config, dict) else None
+    quantisation = (as_object(base.config.get("quantization_config")) or {}).get("quant_method")
     return {
         "model type": base.config.get("model_type"),
         "architectures": base.config.get("architectures"),

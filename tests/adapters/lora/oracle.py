@@ -112,7 +112,7 @@ def merged_module(module: nn.Module, adapter: Path) -> Tensors:
 
 
 def merged_model(model: Any, adapter: Path, out: Path) -> tuple[Tensors, dict[str, Any]]:
-    """PEFT's merge of a transformers model, saved: tensors under their names on disk, and config."""
+    """PEFT's merge of a transformers model as it saves it: tensors and config.json."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         PeftModel.from_pretrained(model, str(adapter)).merge_and_unload().save_pretrained(out)

@@ -60,9 +60,7 @@ def forward_matches(model: Any, config: LoraConfig, tmp: Path, seen_tied: bool) 
 @pytest.mark.parametrize("dora", [False, True])
 def test_untied_embedding_and_head(dora: bool, tmp_path: Path) -> None:
     """PEFT also saves the base layers of both, which overwrite the base before the merge."""
-    config = LoraConfig(
-        r=4, target_modules=["embed_tokens", "lm_head", "q_proj"], use_dora=dora
-    )
+    config = LoraConfig(r=4, target_modules=["embed_tokens", "lm_head", "q_proj"], use_dora=dora)
     check_model(models.llama(), config, tmp_path)
 
 

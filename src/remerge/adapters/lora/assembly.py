@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from remerge.adapters.deltas import Change, Delta, Replaced, ReplacedRows, Rounded
+from remerge.adapters.deltas import Change, Delta, LowRank, Replaced, ReplacedRows, Rounded
 from remerge.adapters.lora.edits import Context
-from remerge.adapters.lora.placing import place
+from remerge.adapters.lora.placing import Home, place
 from remerge.adapters.lora.residual import Residual
 from remerge.adapters.lora.tying import Slot
 from remerge.adapters.regions import Region, matrix_view
@@ -49,7 +49,7 @@ def _create(context: Context, pending: dict[str, _Pending], slot: Slot, name: st
     if slot.source is not None:
         dtype = context.base.tensors[slot.source].dtype
     view = context.view(slot.parameter, slot.shape)
-    pending[name] = _Pending(slot.shape, dtype, view, slot.source, _whole(slot.steps, view))
+    pending[name] = _Pending(slot.shape, dtype, view, slot.source, list(slot.steps))
 
 
 def _resize(context: Context, pending: dict[str, _Pending], slot: Slot) -> None:
@@ -63,8 +63,9 @@ def _resize(context: Context, pending: dict[str, _Pending], slot: Slot) -> None:
         )
     tensor = regions[0].tensor
     dtype = context.base.tensors[tensor].dtype
+    _check_dtype(tensor, dtype)
     view = context.view(slot.parameter, slot.shape)
-    pending[tensor] = _Pending(slot.shape, dtype, view, None, _whole(slot.steps, view))
+    pending[tensor] = _Pending(slot.shape, dtype, view, None, list(slot.steps))
 
 
 def _patch(context: Context, pending: dict[str, _Pending], slot: Slot) -> None:
@@ -72,15 +73,30 @@ def _patch(context: Context, pending: dict[str, _Pending], slot: Slot) -> None:
     _check_cover(context, slot, regions)
     for region in regions:
         tensor = _pending(context, pending, slot.parameter, region.tensor)
-        for step in slot.steps:
-            _check_dtype(context, region.tensor, tensor.dtype, step)
-            for placed in place(step, region, torch_dtype(tensor.dtype)):
-                tensor.steps.append(_whole([placed], tensor.view)[0])
+        home = Home(tensor.view, torch_dtype(tensor.dtype))
+        for step in _near(slot.steps, region):
+            tensor.steps += place(step, region, home)
+
+
+def _near(steps: Sequence[Delta], region: Region) -> Sequence[Delta]:
+    """The steps that can meet the region: a stack has one for each of hundreds of experts, and
+    tensors of one expert each have as many regions."""
+    rows = region.parameter_rows
+    if not isinstance(rows, range):
+        return steps
+    first, last = rows[0], rows[-1]
+    return [
+        step
+        for step in steps
+        if not isinstance(step, LowRank)
+        or (step.row <= last and first < step.row + step.left.shape[0])
+    ]
 
 
 def _pending(context: Context, pending: dict[str, _Pending], parameter: str, name: str) -> _Pending:
     if name not in pending:
         facts = context.base.tensors[name]
+        _check_dtype(name, facts.dtype)
         view = matrix_view(facts.shape, context.kind(parameter))
         pending[name] = _Pending(tuple(facts.shape), facts.dtype, view)
     return pending[name]
@@ -96,22 +112,13 @@ def _check_cover(context: Context, slot: Slot, regions: Sequence[Region]) -> Non
         )
 
 
-def _check_dtype(context: Context, name: str, dtype: str, step: Delta) -> None:
-    if dtype in MERGEABLE or (isinstance(step, Replaced) and dtype.startswith(("I", "U", "B"))):
-        return
-    raise Unsupported(
-        f"The base stores {name} as {dtype}.",
-        why="Those are codes of a quantised weight, to which nothing can be added.",
-        hint="Give the base in 16 or 32 bits.",
-    )
-
-
-def _whole(steps: Sequence[Delta], view: tuple[int, int]) -> list[Delta]:
-    """The steps, with replacements marked as whole where they leave nothing of the tensor."""
-    return [
-        Replaced(s.values, s.row, s.col, s.values.shape == view) if isinstance(s, Replaced) else s
-        for s in steps
-    ]
+def _check_dtype(name: str, dtype: str) -> None:
+    if dtype not in MERGEABLE:
+        raise Unsupported(
+            f"The base stores {name} as {dtype}.",
+            why="Those are codes of a quantised weight, to which nothing can be added.",
+            hint="Give the base in 16 or 32 bits.",
+        )
 
 
 def _change(name: str, tensor: _Pending) -> Change:

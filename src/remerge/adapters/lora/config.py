@@ -38,7 +38,6 @@ class LoraConfig(BaseModel):
     use_rslora: bool = False
     rank_pattern: dict[str, Rank] | None = None
     alpha_pattern: dict[str, Alpha] | None = None
-    target_modules: list[str] | str | None = None
     target_parameters: list[str] | None = None
     modules_to_save: list[str] | None = None
     bias: Literal["none", "all", "lora_only"] = "none"

@@ -57,7 +57,7 @@ class Dora:
             else:
                 squares[first:last] = block.sum(1).cpu()
         magnitude = load(self.magnitude).reshape(-1).cpu()
-        return {self._key: magnitude / squares.sqrt()}
+        return {"factor": magnitude / squares.sqrt()}
 
     def apply(self, tile: torch.Tensor, window: Window, load: Load, prepared: Prepared) -> None:
         rows = meet(window.rows, self.row, self.shape[0])
@@ -65,13 +65,9 @@ class Dora:
         if rows is None or cols is None:
             return
         self.product.apply(tile, window, load, prepared)
-        factor = prepared[self._key].to(tile.device)
+        factor = prepared["factor"].to(tile.device)
         along = factor[cols[1]] if self.by_column else factor[rows[1]].unsqueeze(1)
         tile[rows[0], cols[0]] *= along
-
-    @property
-    def _key(self) -> str:
-        return f"dora.{self.row}.{self.col}"
 
 
 def dora_steps(

@@ -10,8 +10,8 @@ from remerge.adapters.deltas import Changes
 from remerge.adapters.lora.assembly import assemble
 from remerge.adapters.lora.config import LoraConfig, read_config
 from remerge.adapters.lora.edits import Context, Edit
-from remerge.adapters.lora.facts import AdapterFacts, BaseFacts, LoraShapes, Wanted
 from remerge.adapters.lora.factors import recent_reader
+from remerge.adapters.lora.facts import AdapterFacts, BaseFacts, LoraShapes, Wanted
 from remerge.adapters.lora.heads import head_change
 from remerge.adapters.lora.keys import Keys, Parts, sort_keys
 from remerge.adapters.lora.layers import layer_edits
@@ -74,10 +74,8 @@ def wanted(adapter: AdapterFacts) -> Wanted:
 
 
 def _checked_config(adapter: AdapterFacts) -> LoraConfig:
-    # By name first: a field of a variant that is refused anyway need not be well-formed.
-    raw = adapter.config
-    config = read_config(raw)
-    refuse_variants(config, raw)
+    config = read_config(adapter.config)
+    refuse_variants(config, adapter.config)
     return config
 
 

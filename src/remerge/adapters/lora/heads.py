@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from remerge.adapters.lora.edits import Context
 from remerge.adapters.lora.saved import TASK_HEADS
@@ -89,7 +89,9 @@ def _labels(context: Context, brought: Sequence[Slot]) -> Mapping[str, object]:
     config: Mapping[str, Any] = context.base.config
     known = config.get("id2label")
     # transformers assumes two labels where config.json is silent.
-    told = len(known) if isinstance(known, dict) else config.get("num_labels", 2)
+    told = config.get("num_labels", 2)
+    if isinstance(known, dict):
+        told = len(cast("dict[str, Any]", known))
     if told == count:
         return {}
     names = [f"LABEL_{label}" for label in range(count)]

@@ -24,6 +24,9 @@ _WRAPPED = re.compile(r"(?P<module>.+)\.(?P<role>modules_to_save|original_module
 # Wrappers of FSDP, activation checkpointing and torch.compile, which PEFT would not recognise.
 _RUNTIME_WRAPPERS = ("_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod")
 
+# Batch norm counts its training steps; nothing reads that afterwards.
+_COUNTER = ".num_batches_tracked"
+
 # Parts of a layer that only training uses (PEFT lora/velora.py, lora/monteclora.py).
 TRAINING_ONLY = ("velora_embed", "monteclora_sampler")
 
@@ -130,6 +133,9 @@ def _sort(sorting: _Sorting, key: str) -> None:
         else:
             rest = wrapped["rest"].removeprefix("default.")
             sorting.put(sorting.copies, f"{wrapped['module']}.{rest}", key)
+        return
+    if path.endswith(_COUNTER):
+        sorting.idle.append(key)
         return
     parameter, depth, inner = _unwrapped(path)
     if depth or inner:

@@ -17,7 +17,7 @@ from remerge.errors import Unsupported
 
 
 def linear_edits(context: Context, parts: Parts, transposed: bool) -> list[Edit]:
-    """Edits of a ``Linear`` (weight ``(out, in)``) or ``Conv1D`` (``transposed``: ``(in, out)``)."""
+    """Edits of a ``Linear`` with weight ``(out, in)``, transposed of a ``Conv1D``."""
     product = linear_product(context, parts, parts.module)
     if product is None:
         return []

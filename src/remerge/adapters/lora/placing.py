@@ -55,6 +55,14 @@ class Span:
         return self.length if self.take is None else int((self.take >= 0).sum())
 
 
+@dataclass(frozen=True)
+class Home:
+    """The tensor that a region lies in: its matrix view and its dtype."""
+
+    view: tuple[int, int]
+    dtype: torch.dtype
+
+
 def span(tensor: Index, parameter: Index, first: int, length: int) -> Span | None:
     """Where the parameter's positions ``[first, first + length)`` lie in the tensor, None if the
     region holds none of them."""
@@ -81,24 +89,24 @@ def span(tensor: Index, parameter: Index, first: int, length: int) -> Span | Non
     return Span(start, take.size, take)
 
 
-def place(step: Delta, region: Region, dtype: torch.dtype) -> tuple[Delta, ...]:
-    """The same step in terms of the region's tensor, whose dtype is ``dtype``; () where they do not
-    meet. Raises `Unsupported` where a region cannot hold the step."""
+def place(step: Delta, region: Region, home: Home) -> tuple[Delta, ...]:
+    """The same step in terms of the region's tensor; () where they do not meet. Raises
+    `Unsupported` where the tensor cannot take the step."""
     match step:
         case LowRank():
             moved = _low_rank(step, region)
             return () if moved is None else (moved,)
         case Added():
-            return _added(step, region)
+            return _added(step, region, home)
         case Replaced():
-            return _replaced(step, region)
+            return _replaced(step, region, home)
         case ReplacedRows():
-            return _replaced_rows(step, region)
+            return _replaced_rows(step, region, home)
         case Dora():
             return _dora(step, region)
         case Residual():
             # PEFT keeps the residual in the base's dtype, so it is rounded before training's part.
-            return (_residual(step, region), Rounded(dtype))
+            return (_residual(step, region), Rounded(home.dtype))
         case _:
             raise TypeError(f"no rule to place a {type(step).__name__}")
 
@@ -106,14 +114,14 @@ def place(step: Delta, region: Region, dtype: torch.dtype) -> tuple[Delta, ...]:
 def _spans(region: Region, row: int, rows: int, col: int, cols: int) -> tuple[Span, Span] | None:
     """Where the parameter's block lies in the tensor: down its rows and across its columns, in the
     tensor's own directions."""
-    down, across = (row, rows), (col, cols)
-    if region.transposed:
-        tall = span(region.cols, region.parameter_rows, *down)
-        wide = span(region.rows, region.parameter_cols, *across)
-        return None if tall is None or wide is None else (wide, tall)
-    tall = span(region.rows, region.parameter_rows, *down)
-    wide = span(region.cols, region.parameter_cols, *across)
-    return None if tall is None or wide is None else (tall, wide)
+    along = (region.cols, region.rows) if region.transposed else (region.rows, region.cols)
+    tall = span(along[0], region.parameter_rows, row, rows)
+    if tall is None:
+        return None
+    wide = span(along[1], region.parameter_cols, col, cols)
+    if wide is None:
+        return None
+    return (wide, tall) if region.transposed else (tall, wide)
 
 
 def _low_rank(step: LowRank, region: Region) -> LowRank | None:
@@ -129,50 +137,53 @@ def _low_rank(step: LowRank, region: Region) -> LowRank | None:
     )
 
 
-def _added(step: Added, region: Region) -> tuple[Added, ...]:
+def _added(step: Added, region: Region, home: Home) -> tuple[Added, ...]:
     found = _spans(region, step.row, step.values.shape[0], 0, step.values.shape[1])
     if found is None:
         return ()
-    return (Added(take_rows(step.values, found[0]), step.scale, found[0].start),)
+    rows = _whole_rows(found, region, home)
+    return (Added(take_rows(step.values, rows), step.scale, rows.start),)
 
 
-def _replaced(step: Replaced, region: Region) -> tuple[Delta, ...]:
+def _replaced(step: Replaced, region: Region, home: Home) -> tuple[Delta, ...]:
     height, width = step.values.shape
     found = _spans(region, step.row, height, step.col, width)
     if found is None:
         return ()
     rows, cols = found
     values = turned(step.values) if region.transposed else step.values
-    if cols.gaps:
-        raise Unsupported(f"{region.parameter} is replaced, but interleaved in {region.tensor}.")
-    if not rows.gaps:
+    if not rows.gaps and not cols.gaps:
         values = take_cols(take_rows(values, rows), cols)
-        return (Replaced(values, rows.start, cols.start, whole=False),)
-    if cols.start or cols.take is not None or rows.take is None:
-        raise Unsupported(f"{region.parameter} is replaced, but interleaved in {region.tensor}.")
-    at = np.nonzero(rows.take >= 0)[0]
-    picked = Span(0, at.size, rows.take[at])
-    indices = tuple(int(index) + rows.start for index in at)
-    return (ReplacedRows(take_rows(values, picked), indices),)
+        return (Replaced(values, rows.start, cols.start, whole=values.shape == home.view),)
+    rows = _whole_rows(found, region, home)
+    take = np.arange(rows.length) if rows.take is None else rows.take
+    at = np.nonzero(take >= 0)[0]
+    picked = take_rows(values, Span(0, at.size, take[at]))
+    return (ReplacedRows(picked, tuple(int(index) + rows.start for index in at)),)
 
 
-def _replaced_rows(step: ReplacedRows, region: Region) -> tuple[ReplacedRows, ...]:
-    if region.transposed:
-        raise Unsupported(
-            f"{region.tensor} holds {region.parameter} transposed, with rows trained."
-        )
-    cols = span(region.cols, region.parameter_cols, 0, step.values.shape[1])
-    if cols is None or cols.start or cols.take is not None:
-        raise Unsupported(
-            f"{region.parameter} has trained rows, but {region.tensor} parts of them."
-        )
+def _replaced_rows(step: ReplacedRows, region: Region, home: Home) -> tuple[ReplacedRows, ...]:
+    found = _spans(region, 0, max(step.indices) + 1, 0, step.values.shape[1])
+    if found is None:
+        return ()
+    _whole_rows(found, region, home)
     known = {int(p): int(t) for t, p in zip(region.rows, region.parameter_rows, strict=True)}
     kept = [i for i, index in enumerate(step.indices) if index in known]
     if not kept:
         return ()
-    picked = Span(0, len(kept), np.asarray(kept, dtype=np.int64))
-    indices = tuple(known[step.indices[i]] for i in kept)
-    return (ReplacedRows(take_rows(step.values, picked), indices),)
+    values = take_rows(step.values, Span(0, len(kept), np.asarray(kept, dtype=np.int64)))
+    return (ReplacedRows(values, tuple(known[step.indices[i]] for i in kept)),)
+
+
+def _whole_rows(found: tuple[Span, Span], region: Region, home: Home) -> Span:
+    """The rows of a step that changes whole rows of its tensor, in the tensor's column order."""
+    rows, cols = found
+    if region.transposed or cols.take is not None or (cols.start, cols.length) != (0, home.view[1]):
+        raise Unsupported(
+            f"{region.parameter} is replaced row by row, but {region.tensor} holds only parts of "
+            "its rows, or other values between them."
+        )
+    return rows
 
 
 def _dora(step: Dora, region: Region) -> tuple[Dora, ...]:
@@ -218,8 +229,9 @@ def take_rows(factor: Factor, rows: Span) -> Factor:
 
     def read() -> torch.Tensor:
         values = factor.read()
-        picked = values[torch.from_numpy(take).clamp(min=0)]
-        picked[torch.from_numpy(take) < 0] = 0
+        positions = torch.as_tensor(take)
+        picked = values[positions.clamp(min=0)]
+        picked[positions < 0] = 0
         return picked
 
     return made((rows.length, factor.shape[1]), read)

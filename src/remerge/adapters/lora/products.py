@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -11,8 +12,10 @@ from remerge.adapters.lora.config import BlockDiagonal
 from remerge.adapters.lora.edits import Context
 from remerge.adapters.lora.factors import made, matrix, turned
 from remerge.adapters.lora.keys import TRAINING_ONLY, Parts
+from remerge.adapters.lora.vocabulary import counts_tokens
 
-_VOCABULARY = ("embed_tokens", "lm_head", "wte", "embed_out", "shared", "word_embeddings")
+# torch ships no types for block_diag.
+_TORCH: Any = torch
 
 
 @dataclass(frozen=True)
@@ -100,12 +103,11 @@ def check_shape(
         return False
     if shape == wanted:
         return True
-    leaf = parameter.split(".")[-2]
-    vocabulary = leaf in _VOCABULARY and wanted is not None and shape[1:] == wanted[1:]
+    same_width = wanted is not None and shape[1:] == wanted[1:]
     context.misfits.add(
         tensor,
         f"{found}, but {parameter} has shape {shape}",
-        "vocabulary" if vocabulary else "shape",
+        "vocabulary" if same_width and counts_tokens(parameter) else "shape",
     )
     return False
 
@@ -145,7 +147,7 @@ def _block_diagonal(stacked: Factor, blocks: BlockDiagonal) -> Factor:
     count = blocks.nblocks
 
     def read() -> torch.Tensor:
-        return torch.block_diag(*torch.chunk(stacked.read(), count, dim=0))
+        return _TORCH.block_diag(*torch.chunk(stacked.read(), count, dim=0))
 
     return made((stacked.shape[0], stacked.shape[1] * count), read)
 

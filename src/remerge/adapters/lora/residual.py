@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -20,6 +20,8 @@ from remerge.errors import Unsupported
 
 Method = Literal["pissa", "olora", "kasa"]
 _BLOCK_ELEMENTS = 2**20
+# torch ships no types for these.
+_LINALG: Any = torch.linalg
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,8 @@ class Residual:
         if self.transposed:
             left, right = right.T, left.T
         return {
-            self._key("left"): left.to(torch.float64).contiguous(),
-            self._key("right"): right.to(torch.float64).contiguous(),
+            "left": left.to(torch.float64).contiguous(),
+            "right": right.to(torch.float64).contiguous(),
         }
 
     def apply(self, tile: torch.Tensor, window: Window, load: Load, prepared: Prepared) -> None:
@@ -66,15 +68,12 @@ class Residual:
         cols = overlap(window.cols, self.col, self.shape[1])
         if rows is None or cols is None:
             return
-        left, right = prepared[self._key("left")], prepared[self._key("right")]
+        left, right = prepared["left"], prepared["right"]
         # KaSA's factors are what is dropped; the others still lack the scale.
         scale = 1.0 if self.method == "kasa" else self.scale
         tile[rows[0], cols[0]].addmm_(
             left[rows[1]].to(tile.device), right[:, cols[1]].to(tile.device), alpha=-scale
         )
-
-    def _key(self, side: str) -> str:
-        return f"residual.{self.row}.{self.col}.{side}"
 
     def _weight(self, base: BaseMatrix) -> torch.Tensor:
         rows, cols = self.shape
@@ -107,20 +106,20 @@ def refuse_residual(config: LoraConfig, module: str, kind: str) -> None:
 
 def _pissa(weight: torch.Tensor, rank: int, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
     """The principal part, split as PEFT's pissa_init does: in float32, divided by the scale."""
-    left, values, right = torch.linalg.svd(weight, full_matrices=False)
+    left, values, right = _LINALG.svd(weight, full_matrices=False)
     roots = torch.diag(torch.sqrt(values[:rank] / scale))
     return left[:, :rank] @ roots, roots @ right[:rank]
 
 
 def _olora(weight: torch.Tensor, rank: int, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
     """The first columns of Q and rows of R (PEFT's olora_init); the scale is applied later."""
-    q, r = torch.linalg.qr(weight)
+    q, r = _LINALG.qr(weight)
     return q[:, :rank], r[:rank]
 
 
 def _kasa(weight: torch.Tensor, rank: int, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
     """The part of the ``rank`` smallest singular values (PEFT's _truncate_base_weight)."""
-    left, values, right = torch.linalg.svd(weight, full_matrices=False)
+    left, values, right = _LINALG.svd(weight, full_matrices=False)
     kept = values.numel() - rank
     return left[:, kept:] * values[kept:], right[kept:]
 

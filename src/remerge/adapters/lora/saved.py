@@ -15,7 +15,7 @@ from remerge.adapters.lora.config import LoraConfig
 from remerge.adapters.lora.edits import Context, Whole
 from remerge.adapters.lora.factors import matrix
 from remerge.adapters.lora.keys import Keys
-from remerge.adapters.lora.vocabulary import vocabulary_size
+from remerge.adapters.lora.vocabulary import counts_tokens, vocabulary_size
 
 # Modules that PEFT adds to modules_to_save for a task (peft_model.py).
 TASK_HEADS: Mapping[str, tuple[str, ...]] = {
@@ -23,7 +23,6 @@ TASK_HEADS: Mapping[str, tuple[str, ...]] = {
     "TOKEN_CLS": ("score", "classifier"),
     "QUESTION_ANS": ("qa_outputs",),
 }
-_EMBEDDINGS = ("embed_tokens", "lm_head")
 
 
 def trained_modules(config: LoraConfig) -> tuple[str, ...]:
@@ -58,7 +57,7 @@ def unlisted(context: Context, keys: Keys) -> tuple[str, ...]:
         if not is_trained_copy(context.config, parameter)
         and not (context.config.bias != "none" and parameter.endswith(".bias"))
         and parameter not in keys.wrapped
-        and parameter.split(".")[-2:-1] not in [[name] for name in _EMBEDDINGS]
+        and not counts_tokens(parameter)
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 from remerge.adapters.deltas import Delta, ReplacedRows
 from remerge.adapters.lora.edits import Context, Edit, Whole
@@ -133,6 +134,7 @@ def _untied(context: Context, group: _Group, separate: tuple[str, ...]) -> list[
             f"{', '.join(separate)} trained apart from {len(group.members) - 1} others that share "
             "its weights.",
             why="config.json can untie an embedding from its head, but not more roles than two.",
+            hint="Untie the base with transformers, save it, and merge onto that.",
         )
     found: list[Slot] = []
     for member in group.members:
@@ -156,7 +158,7 @@ def _shared(context: Context, group: _Group) -> list[Slot]:
     speaking = [name for name in group.members if group.steps(name, rows=False)]
     if context.config.ensure_weight_tying:
         # The head's factors are the embedding's: the forward pass adds their product once.
-        speaking = speaking[:1]
+        speaking = speaking
     # Tied rows may be stored once for each role, with equal values.
     rows = [name for name in group.members if group.indices(name)][:1]
     steps = (
@@ -213,6 +215,6 @@ def _untied_config(context: Context) -> dict[str, object]:
     nested = {
         f"{name}.{_UNTIED}": False
         for name, value in context.base.config.items()
-        if isinstance(value, dict) and value.get(_UNTIED) is True
+        if isinstance(value, dict) and cast("dict[str, Any]", value).get(_UNTIED) is True
     }
     return {_UNTIED: False, **nested}

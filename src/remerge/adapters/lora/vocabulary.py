@@ -9,12 +9,18 @@ from typing import Any, cast
 from remerge.adapters.lora.edits import Context, Whole
 
 _FIELDS = ("vocab_size", "n_vocab", "padded_vocab_size")
-_OUTPUT_HEADS = ("lm_head", "embed_out", "output_projection")
+_OUTPUT_HEADS = frozenset({"lm_head", "embed_out", "output_projection"})
+_EMBEDDINGS = frozenset({"embed_tokens", "embed_in", "wte", "shared", "word_embeddings"})
 
 
 def vocabulary_size(config: Mapping[str, Any], rows: int) -> int | None:
     """``rows`` if some part of config.json gives it as a vocabulary's size, else None."""
     return rows if any(True for _ in _fields(config, rows)) else None
+
+
+def counts_tokens(parameter: str) -> bool:
+    """Whether the parameter belongs to an embedding or an output head, by its module's name."""
+    return bool((_OUTPUT_HEADS | _EMBEDDINGS).intersection(parameter.split(".")[-2:-1]))
 
 
 def resized_config(context: Context, wholes: Mapping[str, Whole]) -> dict[str, object]:
@@ -43,8 +49,8 @@ def resized_config(context: Context, wholes: Mapping[str, Whole]) -> dict[str, o
 
 def _check_heads(context: Context, wholes: Mapping[str, Whole], old: int, new: int) -> None:
     for tensor, facts in context.base.tensors.items():
-        leaf = tensor.split(".")[-2:-1]
-        if not facts.shape or facts.shape[0] != old or leaf not in [[n] for n in _OUTPUT_HEADS]:
+        is_head = _OUTPUT_HEADS.intersection(tensor.split(".")[-2:-1])
+        if not is_head or not facts.shape or facts.shape[0] != old:
             continue
         grown = {
             region.tensor

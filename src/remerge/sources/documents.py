@@ -1,0 +1,41 @@
+"""JSON from outside: read whole, bounded in size, and taken for what it is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, cast
+
+from remerge.errors import BadInput
+
+_MAX_JSON = 100_000_000
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """A JSON file that holds an object; raises `BadInput` for anything else."""
+    try:
+        if not path.is_file():
+            raise BadInput(f"{path} is not a regular file.")
+        if path.stat().st_size > _MAX_JSON:
+            raise BadInput(f"{path} has {path.stat().st_size:,} bytes, too many for a JSON file.")
+        document: object = json.loads(path.read_bytes())
+    except OSError as error:
+        raise BadInput(f"Cannot read {path}: {error.strerror}.") from error
+    except (ValueError, RecursionError) as error:
+        raise BadInput(
+            f"{path} is not valid JSON ({error}).",
+            why="The file is damaged, or a git-lfs pointer stands in its place.",
+        ) from error
+    if not isinstance(document, dict):
+        raise BadInput(f"{path} holds a JSON {type(document).__name__}, not an object.")
+    return cast("dict[str, Any]", document)
+
+
+def as_object(value: object) -> dict[str, Any] | None:
+    """The value if it is a JSON object, else None."""
+    return cast("dict[str, Any]", value) if isinstance(value, dict) else None
+
+
+def as_list(value: object) -> list[Any] | None:
+    """The value if it is a JSON array, else None."""
+    return cast("list[Any]", value) if isinstance(value, list) else None
