@@ -39,10 +39,14 @@ class Saved:
 
 
 def tiny(name: str, cls: str | None = None, **changes: Any) -> transformers.PreTrainedModel:
-    """The architecture of this name with the integers 1, 2, 3... as its weights."""
+    """The architecture of this name, every element distinct."""
     model_class = getattr(transformers, cls or ARCHS[name].cls)
     config_class = getattr(transformers, ARCHS[name].cls).config_class
-    model = model_class(config_class(**{**ARCHS[name].config, **changes}))
+    return counted(model_class(config_class(**{**ARCHS[name].config, **changes})))
+
+
+def counted(model: transformers.PreTrainedModel) -> transformers.PreTrainedModel:
+    """The model with the integers 1, 2, 3... as its weights."""
     count = 1
     for tensor in model.state_dict(keep_vars=True).values():
         if tensor.is_floating_point():

@@ -225,7 +225,7 @@ def steps(draw: st.DrawFn) -> tuple[Layout, torch.Tensor, dict[str, torch.Tensor
 
 
 @given(steps())
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_layouts_follow_any_steps(
     case: tuple[Layout, torch.Tensor, dict[str, torch.Tensor]],
 ) -> None:

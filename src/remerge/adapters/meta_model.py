@@ -33,6 +33,16 @@ TASK_CLASSES: Mapping[str, tuple[str, ...]] = {
 }
 # Tried last, for adapters that name no task or were trained on less or more than the checkpoint.
 COMMON_CLASSES = ("AutoModel", "AutoModelForCausalLM", "AutoModelForImageTextToText")
+# What constructors raise for a config that is not theirs, or for want of an optional package.
+_UNBUILDABLE = (
+    ImportError,
+    OSError,
+    AttributeError,
+    KeyError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 
 
 def knows(model_type: object) -> bool:
@@ -51,7 +61,7 @@ def candidate_models(config: Mapping[str, Any], hint: ModelHint) -> Iterator[Pre
         seen.add(model_class)
         try:
             yield _built(model_class, parsed)
-        except (ImportError, OSError, AttributeError, KeyError, TypeError, ValueError) as error:
+        except _UNBUILDABLE as error:
             failures.append(f"{model_class.__name__}: {error}")
     if len(failures) == len(seen):
         raise Unsupported(
@@ -87,11 +97,19 @@ def _classes(
     tasks = TASK_CLASSES.get(hint.task_type or "", ())
     architectures = cast(list[str], config.get("architectures") or [])
     for name in (*named, *tasks, *architectures, *COMMON_CLASSES):
-        found = getattr(transformers, name, None)
+        found = _exported(name)
         if hasattr(found, "_model_mapping"):
             found = _auto_class(found, parsed)
         if isinstance(found, type) and issubclass(found, PreTrainedModel):
             yield found
+
+
+def _exported(name: str) -> Any:
+    try:
+        return getattr(transformers, name, None)
+    except (ImportError, RuntimeError):
+        # A class whose own module needs a package that is not installed.
+        return None
 
 
 def _auto_class(auto: Any, parsed: PreTrainedConfig) -> type[PreTrainedModel] | None:
@@ -109,14 +127,14 @@ def _auto_class(auto: Any, parsed: PreTrainedConfig) -> type[PreTrainedModel] | 
 
 
 def _built(model_class: type[PreTrainedModel], parsed: PreTrainedConfig) -> PreTrainedModel:
-    config: Any = copy.deepcopy(parsed)
-    wanted: Any = model_class.config_class
+    whole: Any = copy.deepcopy(parsed)
     # A language or vision model alone is built from its part of a composite config.
-    parts = [getattr(config, key, None) for key in config.sub_configs]
-    fitting = [part for part in (config, *parts) if type(part) is wanted]
-    if wanted is not None and not fitting:
-        raise TypeError(f"takes a {wanted.__name__}")
-    config = fitting[0] if fitting else config
+    parts = [getattr(whole, key, None) for key in whole.sub_configs]
+    config = next(
+        (part for part in (whole, *parts) if type(part) is model_class.config_class), None
+    )
+    if config is None:
+        raise TypeError(f"takes a {model_class.config_class}")
     with quiet(), no_init_weights(), torch.device("meta"):
         # Eager attention is the one implementation that needs no other package.
         return cast(Any, model_class)._from_config(config, attn_implementation="eager").eval()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -90,7 +91,8 @@ class ModelNames:
 
     def tied(self, parameter: str) -> tuple[str, ...]:
         known = self._parameter(parameter)
-        return tuple(name for name in self._ties.get(known or "", ()) if name != known)
+        group = self._ties.get(known or "", ())
+        return tuple(name for name in group if name != known and name in self._shapes)
 
     def checkpoint_name(self, parameter: str) -> str:
         known = self._parameter(parameter)
@@ -127,10 +129,11 @@ class ModelNames:
         key = self._loading.spelling(name)
         if key is None and name in self._stored and self._loading.renamed(name)[1] is None:
             key = name
-        if key is None or len(self._stored[key]) > 2 or self._transposes():
+        if key is None or len(self._stored[key]) > 2 or self._transposes:
             return None
         return key
 
+    @cached_property
     def _transposes(self) -> bool:
         """Whether some layers of the model store their weights [in, out], so that those outside
         of it cannot be trusted not to."""

@@ -39,6 +39,7 @@ from remerge.outputs.directory import (
     check_place,
     check_space,
     publish,
+    sweep,
     workplace,
     write_durably,
 )
@@ -87,6 +88,7 @@ def make(
     adapter_digests = plan.adapter.digests()
     done = _already_there(plan, out)
     if done is not None:
+        sweep(out)
         return MergeResult(out, done, time.time() - started, 0, 0, _peak_memory(), (), True)
     check_free(out, overwrite=overwrite)
     check_space(out, plan.bytes_to_write)

@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -135,6 +135,15 @@ def publish(place: Workplace) -> None:
         shutil.rmtree(old)
     sync_directory(place.out.parent)
     shutil.rmtree(place.work, ignore_errors=True)
+
+
+def sweep(out: Path) -> None:
+    """Remove what a run left that was killed after its output was complete."""
+    out = out.resolve()
+    for work in (out / _INSIDE, _sibling(out), _old(out)):
+        if work.is_dir():
+            with suppress(Locked), _locked(work):
+                shutil.rmtree(work, ignore_errors=True)
 
 
 def write_durably(path: Path, content: bytes) -> None:

@@ -158,7 +158,7 @@ def _shared(context: Context, group: _Group) -> list[Slot]:
     speaking = [name for name in group.members if group.steps(name, rows=False)]
     if context.config.ensure_weight_tying:
         # The head's factors are the embedding's: the forward pass adds their product once.
-        speaking = speaking
+        speaking = speaking[:1]
     # Tied rows may be stored once for each role, with equal values.
     rows = [name for name in group.members if group.indices(name)][:1]
     steps = (
