@@ -144,6 +144,34 @@ def config_names_modules_to_import(place: Place):
     edit_json(place.lora_config, auto_mapping=library, megatron_core="antigravity")
 
 
+ALONE = ("merge", "{adapter}", "-o", "{out}")
+
+
+@case("which base|BASE", *ALONE)
+def config_names_no_base(place: Place):
+    pass
+
+
+@case("base_model_name_or_path|which base|BASE", *ALONE)
+def config_names_a_base_that_is_no_text(place: Place):
+    edit_json(place.lora_config, base_model_name_or_path={"path": "/"})
+
+
+@case(r"/etc.*config\.json", *ALONE)
+def config_names_a_system_folder_as_base(place: Place):
+    edit_json(place.lora_config, base_model_name_or_path="/etc")
+
+
+@case("neither", *ALONE)
+def config_names_a_base_that_climbs(place: Place):
+    edit_json(place.lora_config, base_model_name_or_path="org/../../../secret")
+
+
+@case("revision|branch", *ALONE)
+def config_names_a_revision_that_climbs(place: Place):
+    edit_json(place.lora_config, base_model_name_or_path="org/name", revision="../../../secret")
+
+
 # --- the tensors ---------------------------------------------------------------------------------
 
 

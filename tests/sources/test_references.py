@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hub_server import TOKEN, HubServer
 
 from remerge.errors import BadInput, TryAgain
 from remerge.sources.references import Reference, known_digest, resolve
+from tests.hub_server import TOKEN, HubServer
 
 # --- directories ---------------------------------------------------------------------------------
 
@@ -100,6 +100,12 @@ def test_what_is_neither_is_refused_without_a_question(hub, tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     with pytest.raises(BadInput, match="neither an existing directory nor the name of a repo"):
         resolve(text, "base")
+    assert hub.requests == []
+
+
+def test_a_path_object_is_never_asked_of_the_hub(hub):
+    with pytest.raises(BadInput, match="'org/name' is neither"):
+        resolve(Path("./org/name"), "base")
     assert hub.requests == []
 
 

@@ -67,7 +67,7 @@ class Loading:
         }
         self._feeds: dict[str, _Feed] = {}
         self._converted: dict[str, Layout] = {}
-        self._unconverted: set[str] = set()
+        self._tried: set[str] = set()
         self._collect()
         legacy = len(transforms) - len(get_model_conversion_mapping(model, add_legacy=False))
         # A change of prefix says nothing about checkpoints until it met a key.
@@ -107,13 +107,16 @@ class Loading:
         return found[0] if len(found) == 1 else None
 
     def key_for(self, parameter: str) -> str:
-        """The key under which this checkpoint would hold a parameter that it lacks."""
+        """The key under which this checkpoint holds a parameter, or would if it did."""
+        feed = self._feeds.get(parameter)
+        if feed is not None and feed.converter is None:
+            return feed.keys[0][1]
         for style in sorted(STYLES, key=lambda style: style != self._style):
             key = self._reversed(parameter, style)
             if key is not None and self.renamed(key) == (parameter, None):
                 return key
         raise Unsupported(
-            f"The checkpoint lacks {parameter!r}, and no single tensor of it would hold it.",
+            f"No single tensor of the checkpoint holds {parameter!r}, or would hold it.",
             why="transformers assembles this parameter from several tensors.",
         )
 
@@ -133,10 +136,10 @@ class Loading:
         only, so any of them may."""
         for name in [parameter, *self._feeds]:
             feed = self._feeds.get(name)
-            if feed is None or feed.converter is None or name in self._unconverted:
+            if feed is None or feed.converter is None or name in self._tried:
                 continue
             if name == parameter or _has_many_targets(feed.converter):
-                self._unconverted.add(name)
+                self._tried.add(name)
                 self._converted |= self._run(name, feed)
             if parameter in self._converted:
                 return

@@ -37,6 +37,7 @@ COMMON_CLASSES = ("AutoModel", "AutoModelForCausalLM", "AutoModelForImageTextToT
 _UNBUILDABLE = (
     ImportError,
     OSError,
+    AssertionError,
     AttributeError,
     KeyError,
     RuntimeError,
@@ -115,9 +116,11 @@ def _exported(name: str) -> Any:
 def _auto_class(auto: Any, parsed: PreTrainedConfig) -> type[PreTrainedModel] | None:
     """The class that an Auto class stands for with this config."""
     mapping = auto._model_mapping
-    if type(parsed) not in mapping:
+    try:
+        found = mapping[type(parsed)]
+    except (ImportError, KeyError, ValueError):
+        # None, or one that is listed but not exported.
         return None
-    found = mapping[type(parsed)]
     if not isinstance(found, list | tuple):
         return found
     options = cast(tuple[type[PreTrainedModel], ...], found)

@@ -49,14 +49,20 @@ class Reference:
         return f"{self.hub_id}@{self.commit}" + (f":{self.subfolder}" if self.subfolder else "")
 
 
-def resolve(text: str, kind: Kind, *, copy_code: bool = False, progress: bool = True) -> Reference:
-    """Find what `text` names, downloading it into the Hub's cache when it is a repository.
+def resolve(
+    source: str | Path, kind: Kind, *, copy_code: bool = False, progress: bool = True
+) -> Reference:
+    """Find what `source` names, downloading it into the Hub's cache when it is a repository.
 
+    A `Path` is a directory and never a repository: it has lost the "./" that told them apart.
     `copy_code` also fetches a repository's `.py` files; `progress` allows the Hub's own bars, which
     it draws on standard error and only on a terminal.
     """
+    text = str(source)
     if local := _local(text, kind):
         return local
+    if isinstance(source, Path):
+        raise _neither(text)
     spec = _parse_hub(text, kind)
     with hub.explained(spec.repo_id, spec.revision):
         listing = hub.listing(spec.repo_id, spec.revision, progress=progress)

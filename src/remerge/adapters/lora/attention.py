@@ -10,6 +10,7 @@ from __future__ import annotations
 from remerge.adapters.deltas import LowRank
 from remerge.adapters.lora.edits import Context, Edit
 from remerge.adapters.lora.keys import Parts
+from remerge.adapters.lora.linear import linear_edits
 from remerge.adapters.lora.products import check_shape, linear_product
 from remerge.adapters.lora.residual import refuse_residual
 from remerge.errors import Unsupported
@@ -26,13 +27,11 @@ def attention_edits(context: Context, parts: Parts) -> list[Edit]:
 
 def output_edits(context: Context, parts: Parts) -> list[Edit]:
     """The edit of ``out_proj.weight (dim, dim)``: twice the product."""
-    attention = parts.module.removesuffix(f".{_OUT}")
     if not parts.inner:
-        raise Unsupported(
-            f"The adapter changes {parts.module} by itself.",
-            why="torch's attention reads that weight without calling the layer, so training did "
-            "not use the adapter there.",
-        )
+        # Targeted by itself (all-linear does), it is a Linear that the forward pass never calls:
+        # training leaves its B at zero, and PEFT merges whatever it holds once.
+        return linear_edits(context, parts, transposed=False)
+    attention = parts.module.removesuffix(f".{_OUT}")
     return _edit(context, parts, f"{parts.module}.weight", attention, _TWICE)
 
 

@@ -45,7 +45,7 @@ def parameter_edits(context: Context, wrappers: Sequence[Parts], layer: Layer) -
     _refuse_variants(context, module, layer)
     stacks = [
         stack
-        for name in _targets(context, module)
+        for name in targets(context, module)
         if (stack := _stack(context, module, name, layer)) is not None
     ]
     if not stacks:
@@ -70,7 +70,7 @@ def parameter_edits(context: Context, wrappers: Sequence[Parts], layer: Layer) -
     ]
 
 
-def _targets(context: Context, module: str) -> list[str]:
+def targets(context: Context, module: str) -> list[str]:
     """Names of the module's parameters that the configuration targets (PEFT tuners_utils.py,
     _inject_parameters)."""
     found: dict[str, None] = {}

@@ -9,7 +9,7 @@ from remerge.adapters.lora import attention
 from remerge.adapters.lora.conv import conv_edits
 from remerge.adapters.lora.edits import Context, Edit
 from remerge.adapters.lora.embedding import embedding_edits
-from remerge.adapters.lora.experts import parameter_edits
+from remerge.adapters.lora.experts import parameter_edits, targets
 from remerge.adapters.lora.keys import Parts
 from remerge.adapters.lora.linear import linear_edits
 from remerge.adapters.regions import Layer
@@ -30,11 +30,22 @@ def layer_edits(context: Context, layers: Sequence[Parts]) -> list[Edit]:
                     parts.any_tensor, f"the model has no module {module}", "missing"
                 )
         elif layer.kind not in _PLAIN and not attention.is_output(context, wrappers[0]):
-            edits += parameter_edits(context, wrappers, layer)
+            edits += _parameter_edits(context, wrappers, layer)
         else:
             for parts in wrappers:
                 edits += _plain_edits(context, parts, layer)
     return edits
+
+
+def _parameter_edits(context: Context, wrappers: Sequence[Parts], layer: Layer) -> list[Edit]:
+    module = wrappers[0].module
+    single = len(wrappers) == 1 and not wrappers[0].depth
+    if single and not targets(context, module):
+        # A router that was a Linear in older transformers is now a module of its own class.
+        shape = context.shape(f"{module}.weight")
+        if shape is not None and len(shape) == 2:
+            return linear_edits(context, wrappers[0], transposed=False)
+    return parameter_edits(context, wrappers, layer)
 
 
 def _plain_edits(context: Context, parts: Parts, layer: Layer) -> list[Edit]:

@@ -1,8 +1,8 @@
-"""Tied embeddings: one tensor with two roles, and an adapter that may change only one of them.
+"""Tied embeddings: one tensor with two roles, and an adapter that may train only one of them.
 
-A trained copy of a role's module (modules_to_save, or its own trained tokens) leaves the other role
-as it was, so the output is untied. A low-rank change of one role cannot be untied in PEFT's merge
-either: there both roles get it, and the user is told.
+In training a change acts in the role that was trained; PEFT's merge adds it to the shared tensor
+and so to both. Here the output is untied instead: the other role gets a tensor of its own, and the
+merged model computes what the adapter on its base computes.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from typing import Any, cast
 
 from remerge.adapters.deltas import Delta, ReplacedRows
 from remerge.adapters.lora.edits import Context, Edit, Whole
+from remerge.adapters.lora.vocabulary import is_output_head
 from remerge.errors import Unsupported
 
-_UNTIED = "tie_word_embeddings"
+_TIE = "tie_word_embeddings"
 
 
 @dataclass(frozen=True)
@@ -44,29 +45,24 @@ class Tied:
 
 @dataclass(frozen=True)
 class _Group:
-    """Parameters that share memory; the first is the one that the checkpoint holds."""
+    """Parameters that share memory, the input embedding first; ``stored`` are those that the
+    checkpoint holds under names of their own."""
 
     members: tuple[str, ...]
+    stored: frozenset[str]
     edits: Mapping[str, tuple[Edit, ...]]
     wholes: Mapping[str, Whole]
 
-    def steps(self, member: str, rows: bool) -> tuple[Delta, ...]:
-        """The member's steps that replace rows, or the others."""
-        return tuple(
-            step
-            for edit in self.edits.get(member, ())
-            for step in edit.steps
-            if isinstance(step, ReplacedRows) == rows
-        )
+    def low_rank(self, member: str) -> tuple[Delta, ...]:
+        """The member's own steps that are no replacement of rows."""
+        return tuple(step for step in self._steps(member) if not isinstance(step, ReplacedRows))
 
-    def indices(self, member: str) -> tuple[int, ...]:
-        """The rows of the member that were trained by themselves."""
-        return tuple(
-            index
-            for step in self.steps(member, rows=True)
-            if isinstance(step, ReplacedRows)
-            for index in step.indices
-        )
+    def rows(self, member: str) -> tuple[ReplacedRows, ...]:
+        """The member's own trained rows."""
+        return tuple(step for step in self._steps(member) if isinstance(step, ReplacedRows))
+
+    def _steps(self, member: str) -> Iterable[Delta]:
+        return (step for edit in self.edits.get(member, ()) for step in edit.steps)
 
 
 def slots(context: Context, edits: Sequence[Edit]) -> Tied:
@@ -75,17 +71,20 @@ def slots(context: Context, edits: Sequence[Edit]) -> Tied:
     config: dict[str, object] = {}
     notes: list[str] = []
     for group in _groups(context, edits):
-        separate = _separate(context, group)
-        if separate:
-            found += _untied(context, group, separate)
+        made = _slots(context, group)
+        found += made
+        apart = [slot.parameter for slot in made if slot.created is not None]
+        if len(group.members) == 2 and apart:
             config.update(_untied_config(context))
             notes.append(
-                f"{' and '.join(group.members)} were trained apart and are no longer tied: "
-                f"{_UNTIED} is now false."
+                f"{' and '.join(group.members)} shared one tensor but were trained apart; the "
+                f"output has a tensor for each, and {_TIE} is false."
             )
-        else:
-            found += _shared(context, group)
-            notes += _warning(context, group)
+        elif len(group.members) > 2 and any(group.low_rank(name) for name in group.members):
+            notes.append(
+                f"{', '.join(group.members)} share one tensor, so all of them got the change that "
+                "training made to one (as in PEFT's merge_and_unload)."
+            )
     return Tied(tuple(found), config, tuple(notes))
 
 
@@ -99,9 +98,11 @@ def _groups(context: Context, edits: Sequence[Edit]) -> Iterable[_Group]:
             continue
         members = (parameter, *context.names.tied(parameter))
         done.update(members)
-        ordered = sorted(members, key=lambda name: (not _is_stored(context, name), name))
+        stored = frozenset(name for name in members if _is_stored(context, name))
+        ordered = sorted(members, key=lambda n: (is_output_head(n), n not in stored, n))
         yield _Group(
-            tuple(ordered) if len(members) > 1 else members,
+            tuple(ordered),
+            stored,
             {name: tuple(by_parameter[name]) for name in members if name in by_parameter},
             {name: context.wholes[name] for name in members if name in context.wholes},
         )
@@ -114,87 +115,92 @@ def _is_stored(context: Context, parameter: str) -> bool:
     return context.names.checkpoint_name(parameter) in context.base.tensors
 
 
-def _separate(context: Context, group: _Group) -> tuple[str, ...]:
-    """Members that were trained as copies of their own; () where all stay tied."""
-    if len(group.members) == 1 or context.config.ensure_weight_tying:
-        return ()
-    trained = [name for name in group.members if name in group.wholes and group.wholes[name].alone]
-    rows = {name: group.indices(name) for name in group.members if group.indices(name)}
-    # Rows of the embedding are rows of the head too, unless that has others of its own: PEFT ties
-    # the token adapters.
-    first = rows.get(group.members[0])
-    if rows and any(indices != first for indices in rows.values()):
-        trained += [name for name in rows if name not in trained]
-    return tuple(trained)
-
-
-def _untied(context: Context, group: _Group, separate: tuple[str, ...]) -> list[Slot]:
-    if len(group.members) > 2:
-        raise Unsupported(
-            f"{', '.join(separate)} trained apart from {len(group.members) - 1} others that share "
-            "its weights.",
-            why="config.json can untie an embedding from its head, but not more roles than two.",
-            hint="Untie the base with transformers, save it, and merge onto that.",
-        )
+def _slots(context: Context, group: _Group) -> list[Slot]:
+    """Slots of the stored members, and of those others whose part is not that of the member whose
+    tensor they share."""
+    if not group.stored:
+        return _unstored(context, group)
     found: list[Slot] = []
-    for member in group.members:
-        steps = group.steps(member, rows=False) + group.steps(member, rows=True)
-        whole = group.wholes.get(member)
-        if whole is not None:
-            steps = (whole.step, *steps)
-        shape = _shape(context, member)
-        if _is_stored(context, member):
-            if steps:
-                found.append(Slot(member, shape, steps))
+    parts = {name: _part(context, group, name) for name in group.members}
+    for name in group.members:
+        if name in group.stored:
+            if parts[name]:
+                found.append(Slot(name, _shape(context, name), parts[name]))
             continue
-        source = None if whole is not None else _shared_tensor(context, member)
-        name = context.names.checkpoint_name(member)
-        found.append(Slot(member, shape, steps, created=name, source=source))
+        home = _home(context, group, name)
+        if [*map(id, parts[name])] == [*map(id, parts[home])]:
+            continue
+        if len(group.members) > 2 and not is_output_head(name):
+            raise Unsupported(
+                f"{name} and {home} share their weights but were trained apart.",
+                why="Only an embedding and its output head can be stored apart.",
+                hint="Untie the base with transformers, save it, and merge onto that.",
+            )
+        created = context.names.checkpoint_name(name)
+        source = context.names.checkpoint_name(home)
+        whole = name in group.wholes or any(w.step in parts[name] for w in group.wholes.values())
+        found.append(
+            Slot(name, _shape(context, name), parts[name], created, None if whole else source)
+        )
     return found
 
 
-def _shared(context: Context, group: _Group) -> list[Slot]:
-    brought = [group.wholes[name] for name in group.members if name in group.wholes]
-    speaking = [name for name in group.members if group.steps(name, rows=False)]
-    if context.config.ensure_weight_tying:
+def _part(context: Context, group: _Group, member: str) -> tuple[Delta, ...]:
+    """All that happens to a parameter in its role, in order."""
+    ensured = context.config.ensure_weight_tying
+    speaking = (member,)
+    if ensured:
         # The head's factors are the embedding's: the forward pass adds their product once.
-        speaking = speaking[:1]
-    # Tied rows may be stored once for each role, with equal values.
-    rows = [name for name in group.members if group.indices(name)][:1]
-    steps = (
-        *(whole.step for whole in brought[:1]),
-        *(step for name in speaking for step in group.steps(name, rows=False)),
-        *(step for name in rows for step in group.steps(name, rows=True)),
+        speaking = tuple(name for name in group.members if group.low_rank(name))[:1]
+    elif len(group.members) > 2:
+        # More roles than config.json can untie: they stay together, as in PEFT's merge.
+        together = member not in group.wholes or not group.wholes[member].alone
+        speaking = group.members if together else ()
+    # Rows of the embedding are rows of the head too, unless that has others: PEFT ties them.
+    rows = group.rows(member)
+    first = group.rows(group.members[0])
+    if not rows or (first and rows[0].indices == first[0].indices):
+        rows = first
+    whole = _whole(group, member, ensured)
+    return (
+        *(() if whole is None else (whole.step,)),
+        *(step for name in speaking for step in group.low_rank(name)),
+        *rows,
     )
-    if not steps:
-        return []
-    shape = brought[0].shape if brought else _shape(context, group.members[0])
-    for other in brought[1:]:
-        if other.shape != shape:
-            context.misfits.add(
-                other.parameter, f"has shape {other.shape}, its tied twin {shape}", "vocabulary"
-            )
-    stored = [name for name in group.members if _is_stored(context, name)]
-    if stored:
-        return [Slot(name, shape, steps) for name in stored]
-    first = group.members[0]
-    if not brought:
-        for edit in group.edits.get(first, ()):
-            context.misfits.add(edit.parameter, "the checkpoint does not hold it", "missing")
-        return []
-    return [Slot(first, shape, steps, created=context.names.checkpoint_name(first))]
 
 
-def _warning(context: Context, group: _Group) -> list[str]:
-    speaking = [name for name in group.members if group.steps(name, rows=False)]
-    if len(group.members) == 1 or not speaking or context.config.ensure_weight_tying:
-        return []
-    others = [name for name in group.members if name not in speaking]
-    rest = f"so {' and '.join(others)} changed too" if others else "so each got both changes"
-    return [
-        f"{' and '.join(speaking)} is tied: in training the change acted in its own role only, but "
-        f"the merged tensor is shared, {rest} (as in PEFT's merge_and_unload)."
-    ]
+def _whole(group: _Group, member: str, ensured: bool) -> Whole | None:
+    """The replacement that a role gets: its own, or one that was written into a shared tensor."""
+    candidates = [group.wholes[name] for name in group.members if name in group.wholes]
+    if ensured:
+        return candidates[0] if candidates else None
+    own = group.wholes.get(member)
+    shared = [whole for whole in candidates if not whole.alone]
+    if own is not None and own.alone:
+        return own
+    if member in group.stored and own is None and len(group.stored) > 1:
+        return None
+    return shared[0] if shared else None
+
+
+def _unstored(context: Context, group: _Group) -> list[Slot]:
+    """Parameters that the checkpoint lacks: they can only be brought whole."""
+    found: list[Slot] = []
+    for name in group.members:
+        part = _part(context, group, name)
+        if name in group.wholes:
+            created = context.names.checkpoint_name(name)
+            found.append(Slot(name, _shape(context, name), part, created))
+        elif name in group.edits:
+            context.misfits.add(name, "the checkpoint does not hold it", "missing")
+    return found
+
+
+def _home(context: Context, group: _Group, name: str) -> str:
+    """The stored member in whose tensor this one lies."""
+    tensors = {region.tensor for region in context.names.regions(name)}
+    homes = [m for m in group.members if m in group.stored]
+    return next((m for m in homes if context.names.checkpoint_name(m) in tensors), homes[0])
 
 
 def _shape(context: Context, parameter: str) -> tuple[int, ...]:
@@ -204,17 +210,10 @@ def _shape(context: Context, parameter: str) -> tuple[int, ...]:
     return shape
 
 
-def _shared_tensor(context: Context, parameter: str) -> str:
-    regions = context.names.regions(parameter)
-    if len(regions) != 1:
-        raise Unsupported(f"{parameter} is to be untied, but does not lie in one tensor.")
-    return regions[0].tensor
-
-
 def _untied_config(context: Context) -> dict[str, object]:
     nested = {
-        f"{name}.{_UNTIED}": False
+        f"{name}.{_TIE}": False
         for name, value in context.base.config.items()
-        if isinstance(value, dict) and cast("dict[str, Any]", value).get(_UNTIED) is True
+        if isinstance(value, dict) and cast("dict[str, Any]", value).get(_TIE) is True
     }
-    return {_UNTIED: False, **nested}
+    return {_TIE: False, **nested}

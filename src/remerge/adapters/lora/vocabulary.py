@@ -23,6 +23,11 @@ def counts_tokens(parameter: str) -> bool:
     return bool((_OUTPUT_HEADS | _EMBEDDINGS).intersection(parameter.split(".")[-2:-1]))
 
 
+def is_output_head(parameter: str) -> bool:
+    """Whether the parameter belongs to an output head, by its module's name."""
+    return bool(_OUTPUT_HEADS.intersection(parameter.split(".")[-2:-1]))
+
+
 def resized_config(context: Context, wholes: Mapping[str, Whole]) -> dict[str, object]:
     """Dotted config keys with their new vocabulary size, wherever the old one stands.
 
@@ -49,8 +54,7 @@ def resized_config(context: Context, wholes: Mapping[str, Whole]) -> dict[str, o
 
 def _check_heads(context: Context, wholes: Mapping[str, Whole], old: int, new: int) -> None:
     for tensor, facts in context.base.tensors.items():
-        is_head = _OUTPUT_HEADS.intersection(tensor.split(".")[-2:-1])
-        if not is_head or not facts.shape or facts.shape[0] != old:
+        if not is_output_head(tensor) or not facts.shape or facts.shape[0] != old:
             continue
         grown = {
             region.tensor
