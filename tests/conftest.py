@@ -10,7 +10,9 @@ from tests import tiny
 
 
 @pytest.fixture(autouse=True)
-def _own_user_directories(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch):
+def _own_user_directories(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+):
     """What remerge remembers between commands must not leak between tests, or from the user."""
     place = tmp_path_factory.mktemp("user")
     monkeypatch.setenv("XDG_CACHE_HOME", str(place / "cache"))

@@ -1,13 +1,13 @@
 """remerge takes a LoRA fine-tune to production: merged exactly, in constant memory, traceable.
 
-    import remerge
+import remerge
 
-    plan = remerge.plan("base", "adapter")           # everything known from the headers
-    remerge.merge("base", "adapter", "merged")       # a directory any engine loads
-    remerge.verify("merged")                         # derived again, compared byte for byte
-    merged = remerge.open_merged("base", "adapter")  # the result, read before it exists
-    merged["model.layers.0.self_attn.q_proj.weight"][:16]
-    model = merged.load_model()
+plan = remerge.plan("base", "adapter")           # everything known from the headers
+remerge.merge("base", "adapter", "merged")       # a directory any engine loads
+remerge.verify("merged")                         # derived again, compared byte for byte
+merged = remerge.open_merged("base", "adapter")  # the result, read before it exists
+merged["model.layers.0.self_attn.q_proj.weight"][:16]
+model = merged.load_model()
 """
 
 from __future__ import annotations

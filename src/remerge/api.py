@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import torch
@@ -65,6 +66,7 @@ def merge(
     ``max_memory`` change no byte of it. ``report`` is told bytes done, bytes in all and the tensor
     at hand, from any thread.
     """
+    started = time.time()
     recipe = make_recipe(dtype, max_shard_size, tokenizer, copy_code)
     budget, where = _budget(max_memory), _device(device)
     inputs = open_inputs(base, adapter, copy_code=copy_code)
@@ -75,6 +77,7 @@ def merge(
         Path(output),
         Resources.of(budget, threads),
         device=where,
+        started=started,
         overwrite=overwrite,
         report=report,
     )

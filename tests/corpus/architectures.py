@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 Config = Mapping[str, Any]
@@ -16,10 +16,8 @@ class Arch:
     name: str
     cls: str
     config: Config
-    #: How to feed it in a forward-pass comparison: "ids" or None (not compared that way).
+    #: How to feed it in a forward-pass comparison: "ids", "seq2seq", "pixels" or None.
     inputs: str | None = "ids"
-    #: Class attributes of the model that must be looked up elsewhere than in transformers.
-    tags: frozenset[str] = field(default_factory=frozenset[str])
 
 
 VOCAB = 96

@@ -123,9 +123,12 @@ def build_adapter(case: Case, base: Path, adapter: Path) -> None:
 
 
 def neutral_config(file: Path) -> None:
-    """No path of this machine in the adapter: the same bytes wherever the case is built."""
+    """No path of this machine and no order of a set: the same bytes wherever it is built."""
     config = json.loads(file.read_text())
     config["base_model_name_or_path"] = BASE_NAME
+    for key in ("target_modules", "exclude_modules", "target_parameters"):  # sets: in no order
+        if isinstance(config.get(key), list):
+            config[key].sort()
     file.write_text(json.dumps(config, indent=2, sort_keys=True))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from tests.corpus import edits
 from tests.corpus.case import Case, Hand
 
 CAUSAL = {"task_type": "CAUSAL_LM"}
@@ -31,7 +32,10 @@ STACKED = [
     experts("down", "mixtral", [DOWN], dtype="float16"),
     experts("both", "mixtral_square", [GATE_UP, DOWN], dtype="float32"),
     experts("both", "qwen3_moe", [GATE_UP, DOWN], modules=ATTENTION, dtype="float32"),
-    experts("reversed", "qwen3_moe", [DOWN, GATE_UP], fast=True),
+    experts("sorted", "qwen3_moe", [DOWN, GATE_UP], fast=True),
+    experts("reversed", "gpt_oss", [GATE_UP, DOWN], edit_is_the_adapter=True,
+            edit_adapter=edits.set_config(target_parameters=[GATE_UP, DOWN]),
+            notes="the order of the list says nothing: adapters nest in the parameters' order"),
     experts("rslora", "qwen3_moe", [GATE_UP], lora={"use_rslora": True, "r": 3}),
     experts("both", "qwen3_moe_square", [GATE_UP, DOWN]),
     experts("down", "qwen3_moe_square", [DOWN], dtype="float32"),

@@ -133,6 +133,16 @@ def dtype_is_unknown(place: Place):
     edit_header(place.shard, lambda header: header[TARGET].update(dtype="F31"))
 
 
+@case(SHARD + ".*unknown dtype")
+def dtype_is_a_megabyte_of_text(place: Place):
+    edit_header(place.shard, lambda header: header[TARGET].update(dtype="F" * 1_000_000))
+
+
+@case(SHARD)
+def a_name_is_a_megabyte_of_text(place: Place):
+    edit_header(place.shard, lambda header: header.update({"n" * 1_000_000: header.pop(TARGET)}))
+
+
 @case(SHARD + ".*(not a tensor description|unknown field)")
 def an_entry_has_another_field(place: Place):
     edit_header(place.shard, lambda header: header[TARGET].update(quantised=True))

@@ -25,6 +25,7 @@ from .place import COMMAND, LAYERS, SHARDS, Case, Place, build
 CPU_SECONDS = 30
 SECONDS = 150  # of the clock: a busy machine must not fail the tests, a process that hangs must
 BYTES = 2 * 10**9
+LONGEST = 3000  # characters of a message; some name a few long paths
 
 
 @pytest.fixture
@@ -120,6 +121,7 @@ def test_hostile(case: Case, place: Place, tmp_path: Path, cli: None) -> None:
             case.check(place)
         return
     assert re.search(case.says, done.err, re.DOTALL), done.err
+    assert len(done.err) < LONGEST, "a message that nobody can read"
     assert done.out == ""
     assert after == before, "something was left behind"
     if done.code != 2:  # click separates its usage line from the error

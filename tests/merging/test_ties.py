@@ -16,14 +16,20 @@ from remerge.merging.kernel import Scratch, merge_elements
 def rounded(exact: Fraction) -> np.float32:
     """The float32 nearest to a rational number, ties to even."""
     near = np.float32(float(exact))
-    candidates = [np.nextafter(near, np.float32(-np.inf)), near, np.nextafter(near, np.float32(np.inf))]
+    candidates = [
+        np.nextafter(near, np.float32(-np.inf)),
+        near,
+        np.nextafter(near, np.float32(np.inf)),
+    ]
     return min(
         candidates,
         key=lambda c: (abs(Fraction(float(c)) - exact), int(c.view(np.int32)) & 1),
     )
 
 
-def merged(base: torch.Tensor, left: torch.Tensor, right: torch.Tensor, scale: float) -> torch.Tensor:
+def merged(
+    base: torch.Tensor, left: torch.Tensor, right: torch.Tensor, scale: float
+) -> torch.Tensor:
     def factor(values: torch.Tensor) -> Factor:
         return Factor((values.shape[0], values.shape[1]), lambda: values.double())
 

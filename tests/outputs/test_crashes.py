@@ -157,7 +157,13 @@ def test_interrupted_politely_leaves_nothing(tmp_path: Path, number: int, code: 
         "m.merge_elements = lambda *a: (time.sleep(0.5), f(*a));"
         "from remerge.cli import main; main()"
     )
-    arguments = ["merge", str(tmp_path / "base"), str(tmp_path / "adapter"), "-o", str(place / "out")]
+    arguments = [
+        "merge",
+        str(tmp_path / "base"),
+        str(tmp_path / "adapter"),
+        "-o",
+        str(place / "out"),
+    ]
     child = subprocess.Popen(
         [sys.executable, "-c", slow, *arguments], stderr=subprocess.PIPE, stdout=subprocess.PIPE
     )

@@ -75,15 +75,17 @@ def make(
     resources: Resources,
     *,
     device: torch.device,
+    started: float,
     overwrite: bool = False,
     report: Report = lambda done, total, tensor: None,
 ) -> MergeResult:
     """Write the merge to ``out``, or leave ``out`` as it was.
 
+    ``started`` is when the command began (`time.time`): planning is part of the seconds told.
+
     Raises `UsageError` for an output that is in the way, `TryAgain` when the disk fails or fills,
     `Locked` while another process writes it, `BadInput` when a value overflows.
     """
-    started = time.time()
     check_place(out, inputs.paths)
     adapter_digests = plan.adapter.digests()
     done = _already_there(plan, out)
@@ -263,9 +265,7 @@ def _write_side_file(work: Path, side: SideFile) -> FileRecord:
         assert side.source is not None
         content = side.source.read_bytes()
     write_durably(target, content)
-    return FileRecord(
-        name=side.name, size=len(content), sha256=hashlib.sha256(content).hexdigest()
-    )
+    return FileRecord(name=side.name, size=len(content), sha256=hashlib.sha256(content).hexdigest())
 
 
 def _record(path: Path, name: str) -> FileRecord:

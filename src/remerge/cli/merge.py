@@ -169,8 +169,11 @@ def _dry_run(
     print_notes(plan.notes)
     click.echo("plan (nothing written)")
     rows = [
-        (file.name, f"{size(file.size)}, {sum(not p.plan.copied for p in file.pieces)} of "
-         f"{len(file.pieces)} tensors change")
+        (
+            file.name,
+            f"{size(file.size)}, {sum(not p.plan.copied for p in file.pieces)} of "
+            f"{len(file.pieces)} tensors change",
+        )
         for file in plan.files
     ]
     rows += [(side.name, size(side.size)) for side in plan.side_files]

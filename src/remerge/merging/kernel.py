@@ -64,9 +64,7 @@ def merge_elements(
         position = stop
 
 
-def _next_window(
-    start: int, left: int, columns: int, scratch: Scratch
-) -> tuple[Window, int]:
+def _next_window(start: int, left: int, columns: int, scratch: Scratch) -> tuple[Window, int]:
     """The largest rectangle of the matrix that starts at this element and fits a tile."""
     row, col = divmod(start, columns)
     room = scratch.wide.numel()

@@ -154,9 +154,7 @@ def _chunks(lane: _Lane, size: int) -> Iterator[_Chunk]:
         yield _Chunk(lane, number, start, min(start + size, lane.size))
 
 
-def _run_all(
-    run: _Run, lanes: Sequence[_Lane], chunks: Iterator[_Chunk], threads: int
-) -> None:
+def _run_all(run: _Run, lanes: Sequence[_Lane], chunks: Iterator[_Chunk], threads: int) -> None:
     lock = Lock()
 
     def work() -> None:
@@ -246,9 +244,7 @@ class _Run:
         elif stored is not None:
             self._convert(piece, buffers, target, first)
 
-    def _convert(
-        self, piece: Piece, buffers: _Buffers, target: torch.Tensor, first: int
-    ) -> None:
+    def _convert(self, piece: Piece, buffers: _Buffers, target: torch.Tensor, first: int) -> None:
         """Merge from base elements of another place or dtype, a buffer at a time."""
         stored = piece.plan.source
         assert stored is not None
@@ -258,9 +254,7 @@ class _Run:
             count = min(step, target.numel() - done)
             offset = stored.start + (first + done) * size
             self.merged.file(stored.shard).read_into(buffers.source, offset, count * size)
-            source = torch.frombuffer(
-                buffers.source, dtype=torch_dtype(stored.dtype), count=count
-            )
+            source = torch.frombuffer(buffers.source, dtype=torch_dtype(stored.dtype), count=count)
             self.merged.merge(piece.plan, source, target[done : done + count], first + done)
 
 

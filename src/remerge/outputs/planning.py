@@ -35,9 +35,7 @@ class Inputs:
         return [self.base.path, self.adapter.path]
 
 
-def open_inputs(
-    base: str | Path | None, adapter: str | Path, *, copy_code: bool = False
-) -> Inputs:
+def open_inputs(base: str | Path | None, adapter: str | Path, *, copy_code: bool = False) -> Inputs:
     """Resolve and open both inputs; without ``base`` the adapter's configuration names it.
 
     Raises `BadInput` when either cannot be found or is damaged, `TryAgain` when the Hub cannot be

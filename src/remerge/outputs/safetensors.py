@@ -35,9 +35,7 @@ def lay_out(
     return tuple(files)
 
 
-def index_document(
-    base: Checkpoint, files: Sequence[OutputFile]
-) -> tuple[str, bytes] | None:
+def index_document(base: Checkpoint, files: Sequence[OutputFile]) -> tuple[str, bytes] | None:
     """Name and content of the index; None where a single file needs none."""
     if len(files) == 1 and base.index is None:
         return None

@@ -74,9 +74,7 @@ def side_files(
     return tuple(files[name] for name in sorted(files)), tuple(notes)
 
 
-def _take_tokenizer(
-    files: dict[str, SideFile], adapter: Adapter, recipe: Recipe
-) -> list[str]:
+def _take_tokenizer(files: dict[str, SideFile], adapter: Adapter, recipe: Recipe) -> list[str]:
     """Replace the base's tokenizer by the adapter's where it brings one (or was asked for)."""
     brought = {
         path.relative_to(adapter.path).as_posix(): path

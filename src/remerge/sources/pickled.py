@@ -50,7 +50,6 @@ class PickledFile:
             done += count
 
 
-
 def open_pickled(path: Path) -> PickledFile:
     """Map a pickled state dict; raises `BadInput` for anything that is not plain tensors.
 

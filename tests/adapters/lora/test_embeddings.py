@@ -13,13 +13,15 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, PeftModel
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, T5Config, T5ForConditionalGeneration
 
+from remerge.adapters.deltas import Changes
 from remerge.adapters.families import DoesNotFit
 from remerge.adapters.names import DirectNames
 
 from . import models
 from .oracle import (
+    Base,
     applied,
     assert_same,
     changes_of,
@@ -44,6 +46,14 @@ def forward_matches(model: Any, config: LoraConfig, tmp: Path, seen_tied: bool) 
     trained(copy.deepcopy(model), config, tmp / "adapter")
     changes = changes_of(base, tmp / "adapter")
     ours = applied(base, changes, seed=0)
+    output, adapted = loaded(base, changes, ours, model, tmp)
+    assert output.config.tie_word_embeddings is seen_tied
+    torch.testing.assert_close(output(IDS).logits, adapted(IDS).logits, rtol=1e-4, atol=1e-4)
+    return changes
+
+
+def loaded(base: Base, changes: Changes, ours: Any, model: Any, tmp: Path) -> tuple[Any, Any]:
+    """The output as transformers loads it, and the adapter on its base as PEFT does."""
     write_output(base, changes, ours, tmp / "out")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -51,10 +61,8 @@ def forward_matches(model: Any, config: LoraConfig, tmp: Path, seen_tied: bool) 
         output, report = AutoModelForCausalLM.from_pretrained(
             tmp / "out", output_loading_info=True, dtype=torch.float32
         )
-    assert not report["missing_keys"] and not report["unexpected_keys"]
-    assert output.config.tie_word_embeddings is seen_tied
-    torch.testing.assert_close(output(IDS).logits, adapted(IDS).logits, rtol=1e-4, atol=1e-4)
-    return changes
+    assert not any(report.values()), report
+    return output, adapted
 
 
 @pytest.mark.parametrize("dora", [False, True])
@@ -64,17 +72,18 @@ def test_untied_embedding_and_head(dora: bool, tmp_path: Path) -> None:
     check_model(models.llama(), config, tmp_path)
 
 
-@pytest.mark.parametrize("target", ["embed_tokens", "lm_head"])
-def test_tied_lora_on_one_role_follows_peft_and_says_so(target: str, tmp_path: Path) -> None:
-    config = LoraConfig(r=4, target_modules=[target, "q_proj"])
-    _, changes, _ = check_model(models.llama(tied=True), config, tmp_path)
-    assert any("is tied" in note for note in changes.notes)
+@pytest.mark.parametrize("dora", [False, True])
+@pytest.mark.parametrize("targets", [["embed_tokens"], ["lm_head"], ["embed_tokens", "lm_head"]])
+def test_tied_lora_keeps_the_roles_apart(targets: list[str], dora: bool, tmp_path: Path) -> None:
+    """PEFT's merge gives both roles the change of either."""
+    config = LoraConfig(r=4, target_modules=[*targets, "q_proj"], use_dora=dora)
+    changes = forward_matches(models.llama(tied=True), config, tmp_path, seen_tied=False)
+    assert any("trained apart" in note for note in changes.notes)
 
 
-def test_tied_lora_on_both_roles_sums(tmp_path: Path) -> None:
-    config = LoraConfig(r=4, target_modules=["embed_tokens", "lm_head"])
-    _, changes, _ = check_model(models.llama(tied=True), config, tmp_path)
-    assert any("both changes" in note for note in changes.notes)
+def test_lora_on_one_role_and_a_copy_of_the_other(tmp_path: Path) -> None:
+    config = LoraConfig(r=4, target_modules=["lm_head"], modules_to_save=["embed_tokens"])
+    forward_matches(models.llama(tied=True), config, tmp_path, seen_tied=False)
 
 
 def test_ensured_tying_adds_the_change_once(tmp_path: Path) -> None:
@@ -144,8 +153,13 @@ def test_more_tokens(options: dict[str, Any], tied: bool, tmp_path: Path) -> Non
         adapted.save_pretrained(tmp_path / "adapter", save_embedding_layers=True)
     changes = changes_of(base, tmp_path / "adapter")
     assert changes.config["vocab_size"] == 43
+    ours = applied(base, changes, seed=0)
+    if tied and "lm_head" in options["target_modules"]:
+        output, adapted = loaded(base, changes, ours, grown, tmp_path)
+        torch.testing.assert_close(output(IDS).logits, adapted(IDS).logits, rtol=1e-4, atol=1e-4)
+        return
     theirs, _ = merged_model(grown, tmp_path / "adapter", tmp_path / "peft")
-    assert_same(applied(base, changes, seed=0), theirs)
+    assert_same(ours, theirs)
 
 
 def test_more_tokens_without_the_embeddings_is_refused(tmp_path: Path) -> None:
@@ -167,3 +181,25 @@ def test_more_tokens_in_the_embedding_alone_is_refused(tmp_path: Path) -> None:
     trained(model, LoraConfig(r=4, target_modules=["embed_tokens"]), tmp_path / "adapter")
     with pytest.raises(DoesNotFit, match=r"lm_head\.weight: has 40 tokens"):
         changes_of(base, tmp_path / "adapter")
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_encoder_decoder_head_trained_as_a_copy(tied: bool, tmp_path: Path) -> None:
+    """Four roles share one tensor; the head leaves them, and config.json stays as it is."""
+    torch.manual_seed(1)
+    config = T5Config(
+        vocab_size=40, d_model=16, d_kv=8, d_ff=24, num_layers=1, num_heads=2,
+        tie_word_embeddings=tied,
+    )  # fmt: skip
+    lora = LoraConfig(r=4, target_modules=["q"], modules_to_save=["lm_head"])
+    _, changes, ours = check_model(T5ForConditionalGeneration(config), lora, tmp_path)
+    assert "lm_head.weight" in ours
+    assert not changes.config
+
+
+def test_encoder_decoder_embedding_keeps_its_roles_together(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    config = T5Config(vocab_size=40, d_model=16, d_kv=8, d_ff=24, num_layers=1, num_heads=2)
+    lora = LoraConfig(r=4, target_modules=["q", "shared"])
+    _, changes, _ = check_model(T5ForConditionalGeneration(config), lora, tmp_path)
+    assert any("all of them" in note for note in changes.notes)

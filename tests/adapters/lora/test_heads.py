@@ -54,6 +54,7 @@ def check(base_model: Any, task_class: Any, task: str, targets: list[str], tmp: 
         named = getattr(transformers, changes.config.get("architectures", [""])[0], task_class)
         output, report = named.from_pretrained(tmp / "out", output_loading_info=True)
     assert named is task_class
+    assert changes.config.get("architectures", base.config["architectures"]) == [named.__name__]
     assert not any(report.values()), report
     assert output.config.num_labels == 3
     torch.testing.assert_close(output.eval()(IDS).logits, adapted(IDS).logits, rtol=1e-4, atol=1e-4)

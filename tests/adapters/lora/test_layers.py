@@ -76,6 +76,11 @@ def test_attention_changes_its_output_projection_twice(tmp_path: Path) -> None:
     assert any("twice" in note for note in changes.notes)
 
 
+def test_output_projection_of_attention_alone_is_merged_once(tmp_path: Path) -> None:
+    """What all-linear targets; torch's attention never calls it, so B stays zero in training."""
+    check_module(Attention(), LoraConfig(r=4, target_modules=["out_proj"]), tmp_path)
+
+
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize(
     "targets",

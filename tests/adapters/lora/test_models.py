@@ -56,20 +56,21 @@ def test_transposed_square_experts(tmp_path: Path) -> None:
 
 
 def test_adapter_of_older_transformers_with_one_module_per_expert(tmp_path: Path) -> None:
-    """w1, w3 and w2 of every expert apart, against the same layout on disk."""
+    """Every matrix of every expert apart, and a router that was a Linear then."""
     model = models.qwen3_moe()
     base = save_base(model, tmp_path / "base")
-    shapes = {"gate_proj": (12, 16), "up_proj": (12, 16), "down_proj": (16, 12)}
+    one = {"gate_proj": (12, 16), "up_proj": (12, 16), "down_proj": (16, 12)}
+    shapes = {f"experts.{e}.{name}": shape for e in range(4) for name, shape in one.items()}
+    shapes["gate"] = (4, 16)
     tensors, expected = {}, {n: v.clone() for n, v in base.values.items()}
     for layer in range(2):
-        for expert in range(4):
-            for name, (out, inner) in shapes.items():
-                module = f"model.layers.{layer}.mlp.experts.{expert}.{name}"
-                a, b = torch.randn(2, inner), torch.randn(out, 2)
-                tensors[f"base_model.model.{module}.lora_A.weight"] = a
-                tensors[f"base_model.model.{module}.lora_B.weight"] = b
-                expected[f"{module}.weight"] += 4.0 * b @ a
-    _write(tmp_path, tensors, {"r": 2, "target_modules": list(shapes)})
+        for name, (out, inner) in shapes.items():
+            module = f"model.layers.{layer}.mlp.{name}"
+            a, b = torch.randn(2, inner), torch.randn(out, 2)
+            tensors[f"base_model.model.{module}.lora_A.weight"] = a
+            tensors[f"base_model.model.{module}.lora_B.weight"] = b
+            expected[f"{module}.weight"] += 4.0 * b @ a
+    _write(tmp_path, tensors, {"r": 2, "target_modules": [*one, "gate"]})
     assert_same(applied(base, changes_of(base, tmp_path / "adapter")), expected)
 
 

@@ -15,7 +15,7 @@ from remerge.adapters.adapter import open_adapter
 from remerge.adapters.families import DoesNotFit
 from remerge.errors import BadInput, Unsupported
 
-from .models import Attention, Everything, Mixture
+from .models import Everything, Mixture
 from .oracle import Base, ModuleNames, changes_of
 
 P = "base_model.model."
@@ -163,15 +163,6 @@ def test_grouped_convolution(tmp_path: Path) -> None:
     shapes = {f"{P}0.lora_A.weight": (4, 8, 3), f"{P}0.lora_B.weight": (8, 2, 1)}
     with pytest.raises(Unsupported, match="2 groups"):
         read(tmp_path, shapes, module=module)
-
-
-def test_output_projection_of_attention_alone(tmp_path: Path) -> None:
-    shapes = {
-        f"{P}attn.out_proj.lora_{x}.weight": s
-        for x, s in zip("AB", [(4, 16), (16, 4)], strict=True)
-    }
-    with pytest.raises(Unsupported, match="by itself"):
-        read(tmp_path, shapes, module=Attention())
 
 
 def test_experts_that_the_configuration_does_not_name(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from .oracle import (
     ModuleNames,
     applied,
     changes_of,
+    check_model,
     check_module,
     merged_module,
     trained,
@@ -91,3 +92,11 @@ def test_block_diagonal(tmp_path: Path) -> None:
 def test_variants_that_only_train_otherwise(option: dict[str, object], tmp_path: Path) -> None:
     config = LoraConfig(r=4, target_modules=LINEAR, **option)
     check_module(models.Everything(), config, tmp_path)
+
+
+@pytest.mark.parametrize("init", ["pissa", "olora"])
+def test_a_saved_base_layer_already_is_the_residual(init: str, tmp_path: Path) -> None:
+    """PEFT saves a targeted head's base layer as training left it, and loads it after its init."""
+    config = LoraConfig(r=4, target_modules=["lm_head", "q_proj"], init_lora_weights=init)
+    _, changes, _ = check_model(models.llama(), config, tmp_path)
+    assert not any(isinstance(s, Residual) for s in changes.tensors["lm_head.weight"].steps)

@@ -96,9 +96,9 @@ def _stack(context: Context, module: str, name: str, layer: Layer) -> _Stack | N
 
 
 def _pairs(context: Context, wrappers: Sequence[Parts]) -> list[tuple[str, str]] | None:
-    """The factors of every wrapper, the innermost first; None where any is incomplete."""
+    """The factors of every wrapper; None where any is incomplete."""
     pairs: list[tuple[str, str]] = []
-    for parts in sorted(wrappers, key=lambda parts: -parts.depth):
+    for parts in wrappers:
         pair = context.pair(parts)
         if not context.only(parts, frozenset({"A", "B"})) or pair is None:
             return None

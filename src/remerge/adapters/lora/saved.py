@@ -43,7 +43,7 @@ def wholes(context: Context, keys: Keys) -> dict[str, Whole]:
             if rows == 0 or math.prod(shape) == 0:
                 context.misfits.add(key, f"is empty, of shape {shape}", "empty")
                 continue
-            alone = is_trained_copy(context.config, parameter) and parameter not in keys.wrapped
+            alone = is_trained_copy(context.config, parameter)
             found[parameter] = Whole(parameter, shape, Replaced(values), alone)
     return found
 

@@ -148,6 +148,7 @@ def _slots(context: Context, group: _Group) -> list[Slot]:
 def _part(context: Context, group: _Group, member: str) -> tuple[Delta, ...]:
     """All that happens to a parameter in its role, in order."""
     ensured = context.config.ensure_weight_tying
+    shared_rows = group.rows(group.members[0])
     speaking = (member,)
     if ensured:
         # The head's factors are the embedding's: the forward pass adds their product once.
@@ -158,15 +159,18 @@ def _part(context: Context, group: _Group, member: str) -> tuple[Delta, ...]:
         speaking = group.members if together else ()
     # Rows of the embedding are rows of the head too, unless that has others: PEFT ties them.
     rows = group.rows(member)
-    first = group.rows(group.members[0])
-    if not rows or (first and rows[0].indices == first[0].indices):
-        rows = first
+    if not rows or _indices(rows) == _indices(shared_rows):
+        rows = shared_rows
     whole = _whole(group, member, ensured)
     return (
         *(() if whole is None else (whole.step,)),
         *(step for name in speaking for step in group.low_rank(name)),
         *rows,
     )
+
+
+def _indices(rows: Sequence[ReplacedRows]) -> list[tuple[int, ...]]:
+    return [step.indices for step in rows]
 
 
 def _whole(group: _Group, member: str, ensured: bool) -> Whole | None:
