@@ -33,7 +33,7 @@ _INSTEAD: dict[str, tuple[str, dict[str, Any]]] = {
     "wavlm": ("linear_rslora", {**_SPEECH, "use_rslora": True}),
     "mamba": ("linear", {"target_modules": ["in_proj", "x_proj"]}),
     "mamba2": ("linear_dora", {"target_modules": ["in_proj"], "use_dora": True}),
-    "falcon_mamba": ("linear", {"target_modules": ["in_proj", "x_proj", "embeddings"]}),
+    "falcon_mamba": ("linear", {"target_modules": ["in_proj", "x_proj"]}),
     "mixtral": ("linear", {}),
     "ernie4_5_moe": ("linear_rslora", {"use_rslora": True}),
 }

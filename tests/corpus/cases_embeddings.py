@@ -36,22 +36,22 @@ PLAIN = [
     embed("embedding_head", "gpt_neox", {"target_modules": ["embed_out", "lm_head", "dense"]}),
 ]  # fmt: skip
 
-#: LoRA on one role of a shared tensor: PEFT changes both, the adapter's forward pass only one.
+#: LoRA on one role of a shared tensor: the forward pass changes one role, but there is one tensor
+#: for both, so the merge is PEFT's and the user is told.
 TIED = [
     embed("tied_embedding", "llama_tied", {"target_modules": ["embed_tokens", "q_proj"]},
-          dtype="float32", expects="forward", config_changes=UNTIED, fast=True),
+          dtype="float32", fast=True),
     embed("tied_head", "llama_tied", {"target_modules": ["lm_head", "q_proj"]},
-          dtype="float32", expects="forward", config_changes=UNTIED, fast=True),
+          dtype="float32", fast=True),
     embed("tied_both", "qwen2_tied", {"target_modules": ["lm_head", "embed_tokens"]},
-          dtype="float32", expects="forward", config_changes=UNTIED),
+          dtype="float32"),
     embed("tied_head_dora", "qwen3_tied", {"target_modules": ["lm_head"], "use_dora": True},
-          dtype="float32", expects="forward", config_changes=UNTIED),
+          dtype="float32"),
     embed("tied_embedding", "gemma", {"target_modules": ["embed_tokens"]},
-          dtype="float32", expects="forward", config_changes=UNTIED),
+          dtype="float32"),
     embed("tied_embedding", "gemma3_text", {"target_modules": ["embed_tokens", "o_proj"]},
-          dtype="float32", expects="forward", config_changes=UNTIED),
-    embed("tied_embedding", "gpt2", {"target_modules": ["wte"]}, dtype="float32",
-          expects="forward", config_changes=UNTIED),
+          dtype="float32"),
+    embed("tied_embedding", "gpt2", {"target_modules": ["wte"]}, dtype="float32"),
     embed("tied_ensure", "llama_tied",
           {"target_modules": ["embed_tokens", "q_proj"], "ensure_weight_tying": True},
           dtype="float32", expects="forward", fast=True,

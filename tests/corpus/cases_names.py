@@ -137,7 +137,9 @@ CLASSES = [
               "bias": "lora_only"}),
     peft_case("seq2seq", "flan_t5", {"target_modules": ["q", "v", "wi_0"],
               "task_type": "SEQ_2_SEQ_LM", "modules_to_save": ["lm_head"]}, dtype="float32",
-              config_changes={"tie_word_embeddings": False}),
+              config_free=("tie_word_embeddings",),
+              notes="PEFT writes false; T5Config takes false for 'do not scale' unless the file "
+              "also has scale_decoder_outputs, and true loads both tensors: either is right"),
     peft_case("classifier_saved", "vit", {"target_modules": ["q_proj", "v_proj"],
               "modules_to_save": ["classifier"]}, fast=True),
     peft_case("classifier_saved", "swin", {"target_modules": "all-linear",

@@ -127,3 +127,25 @@ def test_rows_read_alone_equal_the_file(inputs: Path, tmp_path: Path):
             assert torch.equal(lazy[-1], tensor[-1])
             if tensor.ndim == 2:
                 assert torch.equal(lazy[1:3, 5:9], tensor[1:3, 5:9])
+
+
+def test_the_merge_key_names_every_input(inputs: Path, tmp_path: Path):
+    """Equal headers are not enough: another weight, adapter or side file is another merge."""
+    from remerge.artefacts.making import input_digests
+    from remerge.merging.plan import merge_key
+
+    def key() -> str:
+        plan = remerge.plan(tmp_path / "base", tmp_path / "adapter")
+        return merge_key(plan, input_digests(plan))
+
+    tiny.write_base(tmp_path / "base")
+    tiny.write_adapter(tmp_path / "adapter")
+    seen = {key()}
+    (tmp_path / "base/generation_config.json").write_text('{"eos_token_id": 3}')
+    seen.add(key())
+    for file in ("base/model-00001-of-00002.safetensors", "adapter/adapter_model.safetensors"):
+        data = bytearray((tmp_path / file).read_bytes())
+        data[-1] ^= 1
+        (tmp_path / file).write_bytes(data)
+        seen.add(key())
+    assert len(seen) == 4

@@ -137,8 +137,14 @@ def input_digests(plan: Plan) -> dict[str, str]:
         digests = dict(zip(unknown, pool.map(file_digest, map(paths.get, unknown)), strict=True))
     user_index.remember_digests({paths[name]: digest for name, digest in digests.items()})
     found |= {f"base/{name}": digest or digests[name] for name, digest in known.items()}
-    found["base/config.json"] = file_digest(plan.base.path / "config.json")
-    return found
+    return found | _small_digests(plan)
+
+
+def _small_digests(plan: Plan) -> dict[str, str]:
+    """Digests of the inputs beside the weights: the configuration and the files carried along."""
+    sources = {f"side/{side.name}": side.source for side in plan.side_files}
+    found = {key: file_digest(path) for key, path in sources.items() if path is not None}
+    return found | {"base/config.json": file_digest(plan.base.path / "config.json")}
 
 
 def file_digest(path: Path | None) -> str:
@@ -282,7 +288,7 @@ def _manifest(
     base, adapter = plan.base, plan.adapter
     digests = {f"base/{name}": digest for name, digest in base_digests.items()}
     digests |= {f"adapter/{name}": digest for name, digest in adapter_digests.items()}
-    digests["base/config.json"] = file_digest(base.path / "config.json")
+    digests |= _small_digests(plan)
     base_files = [
         FileRecord(name=s.name, size=s.size, sha256=base_digests[s.name]) for s in base.shards
     ]

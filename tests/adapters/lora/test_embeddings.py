@@ -52,13 +52,20 @@ def forward_matches(model: Any, config: LoraConfig, tmp: Path, seen_tied: bool) 
     return changes
 
 
-def loaded(base: Base, changes: Changes, ours: Any, model: Any, tmp: Path) -> tuple[Any, Any]:
+def loaded(
+    base: Base,
+    changes: Changes,
+    ours: Any,
+    model: Any,
+    tmp: Path,
+    model_class: Any = AutoModelForCausalLM,
+) -> tuple[Any, Any]:
     """The output as transformers loads it, and the adapter on its base as PEFT does."""
     write_output(base, changes, ours, tmp / "out")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         adapted = PeftModel.from_pretrained(copy.deepcopy(model), str(tmp / "adapter")).eval()
-        output, report = AutoModelForCausalLM.from_pretrained(
+        output, report = model_class.from_pretrained(
             tmp / "out", output_loading_info=True, dtype=torch.float32
         )
     assert not any(report.values()), report
@@ -74,11 +81,14 @@ def test_untied_embedding_and_head(dora: bool, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dora", [False, True])
 @pytest.mark.parametrize("targets", [["embed_tokens"], ["lm_head"], ["embed_tokens", "lm_head"]])
-def test_tied_lora_keeps_the_roles_apart(targets: list[str], dora: bool, tmp_path: Path) -> None:
-    """PEFT's merge gives both roles the change of either."""
+def test_tied_lora_changes_both_roles_and_says_so(
+    targets: list[str], dora: bool, tmp_path: Path
+) -> None:
+    """One tensor cannot follow two forward passes: it is PEFT's, and the user is told."""
     config = LoraConfig(r=4, target_modules=[*targets, "q_proj"], use_dora=dora)
-    changes = forward_matches(models.llama(tied=True), config, tmp_path, seen_tied=False)
-    assert any("trained apart" in note for note in changes.notes)
+    _, changes, ours = check_model(models.llama(tied=True), config, tmp_path)
+    assert "lm_head.weight" not in ours
+    assert any("are tied" in note for note in changes.notes)
 
 
 def test_lora_on_one_role_and_a_copy_of_the_other(tmp_path: Path) -> None:
@@ -154,10 +164,6 @@ def test_more_tokens(options: dict[str, Any], tied: bool, tmp_path: Path) -> Non
     changes = changes_of(base, tmp_path / "adapter")
     assert changes.config["vocab_size"] == 43
     ours = applied(base, changes, seed=0)
-    if tied and "lm_head" in options["target_modules"]:
-        output, adapted = loaded(base, changes, ours, grown, tmp_path)
-        torch.testing.assert_close(output(IDS).logits, adapted(IDS).logits, rtol=1e-4, atol=1e-4)
-        return
     theirs, _ = merged_model(grown, tmp_path / "adapter", tmp_path / "peft")
     assert_same(ours, theirs)
 
@@ -183,6 +189,17 @@ def test_more_tokens_in_the_embedding_alone_is_refused(tmp_path: Path) -> None:
         changes_of(base, tmp_path / "adapter")
 
 
+@pytest.mark.parametrize("saved", ["embed_tokens", "lm_head"])
+def test_more_tokens_in_one_tied_role_is_refused(saved: str, tmp_path: Path) -> None:
+    model = models.llama(tied=True)
+    base = save_base(model, tmp_path / "base")
+    model.resize_token_embeddings(43, mean_resizing=False)
+    config = LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=[saved])
+    trained(model, config, tmp_path / "adapter")
+    with pytest.raises(DoesNotFit, match=r"tokens, its tied twin \S+ 4"):
+        changes_of(base, tmp_path / "adapter")
+
+
 @pytest.mark.parametrize("tied", [False, True])
 def test_encoder_decoder_head_trained_as_a_copy(tied: bool, tmp_path: Path) -> None:
     """Four roles share one tensor; the head leaves them, and config.json stays as it is."""
@@ -192,9 +209,14 @@ def test_encoder_decoder_head_trained_as_a_copy(tied: bool, tmp_path: Path) -> N
         tie_word_embeddings=tied,
     )  # fmt: skip
     lora = LoraConfig(r=4, target_modules=["q"], modules_to_save=["lm_head"])
-    _, changes, ours = check_model(T5ForConditionalGeneration(config), lora, tmp_path)
+    model = T5ForConditionalGeneration(config).eval()
+    base, changes, ours = check_model(model, lora, tmp_path)
     assert "lm_head.weight" in ours
+    # T5 reads from tie_word_embeddings whether it scales the decoder's output.
     assert not changes.config
+    output, adapted = loaded(base, changes, ours, model, tmp_path, T5ForConditionalGeneration)
+    ids = {"input_ids": IDS, "decoder_input_ids": IDS}
+    torch.testing.assert_close(output(**ids).logits, adapted(**ids).logits, rtol=1e-4, atol=1e-4)
 
 
 def test_encoder_decoder_embedding_keeps_its_roles_together(tmp_path: Path) -> None:

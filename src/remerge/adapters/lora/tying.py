@@ -1,8 +1,8 @@
 """Tied embeddings: one tensor with two roles, and an adapter that may train only one of them.
 
-In training a change acts in the role that was trained; PEFT's merge adds it to the shared tensor
-and so to both. Here the output is untied instead: the other role gets a tensor of its own, and the
-merged model computes what the adapter on its base computes.
+In training a low-rank change acts in the role that was trained; merged into the shared tensor it
+acts in both, as in PEFT's merge_and_unload, and the user is told. A role that was trained as a
+whole (modules_to_save, rows of its own) gets its own tensor, and config.json unties the two.
 """
 
 from __future__ import annotations
@@ -80,12 +80,18 @@ def slots(context: Context, edits: Sequence[Edit]) -> Tied:
                 f"{' and '.join(group.members)} shared one tensor but were trained apart; the "
                 f"output has a tensor for each, and {_TIE} is false."
             )
-        elif len(group.members) > 2 and any(group.low_rank(name) for name in group.members):
+        elif _share_a_low_rank(group) and not context.config.ensure_weight_tying:
             notes.append(
-                f"{', '.join(group.members)} share one tensor, so all of them got the change that "
-                "training made to one (as in PEFT's merge_and_unload)."
+                f"{' and '.join(group.members)} are tied: they share one tensor, so the low-rank "
+                "change that training made to one of them now acts in all of them (as in PEFT's "
+                "merge_and_unload). The merged model differs from the adapter on its base there; "
+                "keep the adapter unmerged, or train with ensure_weight_tying, to avoid it."
             )
     return Tied(tuple(found), config, tuple(notes))
+
+
+def _share_a_low_rank(group: _Group) -> bool:
+    return len(group.members) > 1 and any(group.low_rank(name) for name in group.members)
 
 
 def _groups(context: Context, edits: Sequence[Edit]) -> Iterable[_Group]:
@@ -136,6 +142,13 @@ def _slots(context: Context, group: _Group) -> list[Slot]:
                 why="Only an embedding and its output head can be stored apart.",
                 hint="Untie the base with transformers, save it, and merge onto that.",
             )
+        if _shape(context, name) != _shape(context, home):
+            context.misfits.add(
+                home,
+                f"has {_shape(context, home)[0]} tokens, its tied twin {name} "
+                f"{_shape(context, name)[0]}",
+                "vocabulary",
+            )
         created = context.names.checkpoint_name(name)
         source = context.names.checkpoint_name(home)
         whole = name in group.wholes or any(w.step in parts[name] for w in group.wholes.values())
@@ -149,12 +162,11 @@ def _part(context: Context, group: _Group, member: str) -> tuple[Delta, ...]:
     """All that happens to a parameter in its role, in order."""
     ensured = context.config.ensure_weight_tying
     shared_rows = group.rows(group.members[0])
-    speaking = (member,)
     if ensured:
         # The head's factors are the embedding's: the forward pass adds their product once.
         speaking = tuple(name for name in group.members if group.low_rank(name))[:1]
-    elif len(group.members) > 2:
-        # More roles than config.json can untie: they stay together, as in PEFT's merge.
+    else:
+        # The shared tensor gets every member's change, as in PEFT's merge.
         together = member not in group.wholes or not group.wholes[member].alone
         speaking = group.members if together else ()
     # Rows of the embedding are rows of the head too, unless that has others: PEFT ties them.
@@ -179,12 +191,9 @@ def _whole(group: _Group, member: str, ensured: bool) -> Whole | None:
     if ensured:
         return candidates[0] if candidates else None
     own = group.wholes.get(member)
-    shared = [whole for whole in candidates if not whole.alone]
-    if own is not None and own.alone:
+    if (own is not None and own.alone) or (member in group.stored and len(group.stored) > 1):
         return own
-    if member in group.stored and own is None and len(group.stored) > 1:
-        return None
-    return shared[0] if shared else None
+    return next((whole for whole in candidates if not whole.alone), None)
 
 
 def _unstored(context: Context, group: _Group) -> list[Slot]:
