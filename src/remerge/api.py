@@ -134,7 +134,7 @@ def inspect(path: Source, adapter: Source | None = None) -> Inspection:
 
 
 def _budget(max_memory: int | str) -> int:
-    budget = parse_size(max_memory)
+    budget = parse_size(max_memory, "--max-memory")
     if budget < SMALLEST:
         raise UsageError(
             f"--max-memory {max_memory} is too little.",

@@ -17,6 +17,7 @@ from remerge.errors import BadInput
 from remerge.sources.documents import read_json_object
 from remerge.sources.dtypes import dtype_name, torch_dtype
 from remerge.sources.header import read_header
+from remerge.sources.links import check_inside
 from remerge.sources.storage import InputFile
 
 CONFIG = "adapter_config.json"
@@ -88,6 +89,8 @@ def open_adapter(path: Path) -> Adapter:
         raise BadInput(f"{path} is not a directory.", hint="Give the adapter's directory.")
     path = _adapter_folder(path)
     config = read_json_object(path / CONFIG)
+    for name in (CONFIG, WEIGHTS, PICKLED):
+        check_inside(path / name, path)
     if os.path.lexists(path / WEIGHTS):
         return _open_safetensors(path, config)
     if os.path.lexists(path / PICKLED):
@@ -199,4 +202,11 @@ def _torch_only(path: Path, tensors: dict[str, AdapterTensor]) -> dict[str, Adap
             raise BadInput(
                 f"Adapter tensor {name} in {path} has dtype {info.dtype}, which this torch lacks."
             ) from error
+        if info.dtype == "C64" or (
+            "lora_" in name and not torch_dtype(info.dtype).is_floating_point
+        ):
+            raise BadInput(
+                f"Adapter tensor {name} in {path} has dtype {info.dtype}; weights are real floats.",
+                why="The file is damaged, or was not written by PEFT.",
+            )
     return tensors

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
 import os
@@ -13,9 +14,11 @@ from typing import Any, NoReturn
 
 import click
 
-from remerge.errors import RemergeError, TryAgain
+from remerge.errors import BadInput, RemergeError, TryAgain
 from remerge.version import __version__
 
+# A hostile name may be as long as a header.
+_LONGEST = 2000
 _COMMANDS = ("merge", "inspect", "verify")
 
 
@@ -73,8 +76,9 @@ def main() -> NoReturn:
         sys.stderr.close()
         _leave(0)
     except OSError as error:
-        _show(TryAgain(f"{error.filename or 'The system'}: {error.strerror}."), as_json)
-        _leave(TryAgain.exit_code)
+        failure = _system_failure(error)
+        _show(failure, as_json)
+        _leave(failure.exit_code)
     except MemoryError:
         _show(TryAgain("Out of memory.", hint="Lower --max-memory or --threads."), as_json)
         _leave(TryAgain.exit_code)
@@ -105,8 +109,17 @@ def _show(error: RemergeError, as_json: bool) -> None:
     click.echo(f"error: {_one_paragraph(str(error))}", err=True)
 
 
+def _system_failure(error: OSError) -> RemergeError:
+    """What no other place explained: a name that cannot be, or a device that fails."""
+    what = f"{error.filename or 'The system'}: {error.strerror}."
+    permanent = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR)
+    return BadInput(what) if error.errno in permanent else TryAgain(what)
+
+
 def _one_paragraph(text: str) -> str:
-    """Without line breaks or control characters, which a hostile name may hold."""
+    """Short, and without line breaks or control characters, which a hostile name may hold."""
+    if len(text) > _LONGEST:
+        text = f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 2 :]}"
     clean = "".join(c if c.isprintable() else " " for c in text)
     return " ".join(clean.encode("utf-8", "replace").decode().split())
 

@@ -143,7 +143,7 @@ def _dry_run(
 
     plan = remerge.plan(base, adapter, **options)
     key = merge_key(plan, input_digests(plan))
-    memory = forecast(parse_size(options["max_memory"]), None)
+    memory = forecast(parse_size(options["max_memory"], "--max-memory"), None)
     if as_json:
         print_json(
             {

@@ -37,7 +37,9 @@ def make_recipe(
         raise UsageError(f"Unknown tokenizer source {tokenizer!r}.", hint="Choose base or adapter.")
     return Recipe(
         dtype=parse_dtype(dtype),
-        max_shard_size=None if max_shard_size is None else parse_size(max_shard_size),
+        max_shard_size=None
+        if max_shard_size is None
+        else parse_size(max_shard_size, "--max-shard-size"),
         tokenizer=tokenizer,
         copy_code=copy_code,
     )
@@ -53,16 +55,18 @@ def parse_dtype(text: str) -> Literal["keep", "BF16", "F16", "F32"]:
     raise UsageError(f"Unknown dtype {text!r}.", hint=f"Choose keep, {', '.join(NAMED)}.")
 
 
-def parse_size(text: str | int) -> int:
+def parse_size(text: str | int, option: str) -> int:
     """Bytes from ``5GB``, ``512MiB``, ``1G`` or a plain number; raises `UsageError`."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", str(text).strip(), re.IGNORECASE)
     if match is None:
-        raise UsageError(f"{text!r} is not a size.", hint="Write it like 1GiB, 512MiB or 5GB.")
+        raise UsageError(
+            f"{option} {text!r} is not a size.", hint="Write it like 1GiB, 512MiB or 5GB."
+        )
     number, unit, binary = match.groups()
     power = _UNITS[unit.upper()]
     if binary:
         power = 2 ** (10 * list(_UNITS).index(unit.upper()))
     size = int(float(number) * power)
     if size <= 0:
-        raise UsageError(f"{text!r} is no size to work with.")
+        raise UsageError(f"{option} {text!r} is no size to work with.")
     return size

@@ -13,6 +13,7 @@ from typing import Any
 from remerge.errors import BadInput
 from remerge.sources.documents import as_object, read_json_object
 from remerge.sources.header import Header, read_header
+from remerge.sources.links import check_inside
 from remerge.sources.pickled import PickledFile, open_pickled
 
 SINGLE = "model.safetensors"
@@ -131,7 +132,7 @@ def _shard_names(path: Path) -> tuple[str | None, list[str], dict[str, str] | No
             + (f", but {len(found)} safetensors files." if found else "."),
             why="The download is incomplete." if not found else "The index is missing.",
         )
-    entries = as_object(read_json_object(path / index).get("weight_map"))
+    entries = as_object(read_json_object(path / index, unique=True).get("weight_map"))
     if not entries:
         raise BadInput(f"{path / index} has no weight_map.")
     for tensor, file in entries.items():
@@ -150,6 +151,7 @@ def _open_shard(path: Path, name: str) -> Shard:
             f"{file} is missing.",
             why="The index names it; the download is incomplete or the link is dangling.",
         )
+    check_inside(file, path)
     if name.endswith(".bin"):
         pickled = open_pickled(file)
         return Shard(name, file, file.stat().st_size, pickled.header, pickled)
@@ -205,6 +207,7 @@ def _side_files(path: Path, weights: set[str]) -> tuple[tuple[str, ...], tuple[s
                 continue
             if not (Path(folder) / file).is_file():
                 raise BadInput(f"{path / name} is not a regular file.")
+            check_inside(path / name, path)
             carried = relative.parts[:1] in modules if relative.parts else False
             other = _OTHER_WEIGHTS.fullmatch(file) is not None
             (left_out if other and not carried else kept).append(name)

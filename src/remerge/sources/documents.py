@@ -11,14 +11,18 @@ from remerge.errors import BadInput
 _MAX_JSON = 100_000_000
 
 
-def read_json_object(path: Path) -> dict[str, Any]:
-    """A JSON file that holds an object; raises `BadInput` for anything else."""
+def read_json_object(path: Path, *, unique: bool = False) -> dict[str, Any]:
+    """A JSON file that holds an object; raises `BadInput` for anything else.
+
+    With ``unique`` also for a name that is stated twice, of which readers may take either.
+    """
     try:
         if not path.is_file():
             raise BadInput(f"{path} is not a regular file.")
         if path.stat().st_size > _MAX_JSON:
             raise BadInput(f"{path} has {path.stat().st_size:,} bytes, too many for a JSON file.")
-        document: object = json.loads(path.read_bytes())
+        pairs = _unique if unique else None
+        document: object = json.loads(path.read_bytes(), object_pairs_hook=pairs)
     except OSError as error:
         raise BadInput(f"Cannot read {path}: {error.strerror}.") from error
     except (ValueError, RecursionError) as error:
@@ -29,6 +33,15 @@ def read_json_object(path: Path) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise BadInput(f"{path} holds a JSON {type(document).__name__}, not an object.")
     return cast("dict[str, Any]", document)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"it states {name!r} twice")
+        found[name] = value
+    return found
 
 
 def as_object(value: object) -> dict[str, Any] | None:
