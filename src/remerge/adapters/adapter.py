@@ -202,9 +202,8 @@ def _torch_only(path: Path, tensors: dict[str, AdapterTensor]) -> dict[str, Adap
             raise BadInput(
                 f"Adapter tensor {name} in {path} has dtype {info.dtype}, which this torch lacks."
             ) from error
-        if info.dtype == "C64" or (
-            "lora_" in name and not torch_dtype(info.dtype).is_floating_point
-        ):
+        real = torch_dtype(info.dtype).is_floating_point
+        if info.dtype == "C64" or ("lora_" in name and not real):
             raise BadInput(
                 f"Adapter tensor {name} in {path} has dtype {info.dtype}; weights are real floats.",
                 why="The file is damaged, or was not written by PEFT.",

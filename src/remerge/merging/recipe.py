@@ -35,11 +35,10 @@ def make_recipe(
     """A recipe from what people write; raises `UsageError`."""
     if tokenizer not in ("auto", "base", "adapter"):
         raise UsageError(f"Unknown tokenizer source {tokenizer!r}.", hint="Choose base or adapter.")
+    limit = None if max_shard_size is None else parse_size(max_shard_size, "--max-shard-size")
     return Recipe(
         dtype=parse_dtype(dtype),
-        max_shard_size=None
-        if max_shard_size is None
-        else parse_size(max_shard_size, "--max-shard-size"),
+        max_shard_size=limit,
         tokenizer=tokenizer,
         copy_code=copy_code,
     )

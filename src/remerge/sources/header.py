@@ -114,11 +114,12 @@ def parse_header(raw: bytes, data_size: int, path: Path | str = "header") -> Hea
         raise _broken(path, "its header is nested too deeply") from error
     except (UnicodeDecodeError, ValueError) as error:
         raise _broken(path, f"its header is not valid JSON ({error})") from error
-    if not isinstance(document, dict):
+    entries = as_object(document)
+    if entries is None:
         raise _broken(path, "its header describes one tensor, without a name")
     metadata: dict[str, str] = {}
     tensors: dict[str, TensorInfo] = {}
-    for name, entry in document.items():
+    for name, entry in entries.items():
         if name == "__metadata__":
             metadata = _metadata(entry, path)
         elif isinstance(entry, TensorInfo):
