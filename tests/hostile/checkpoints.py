@@ -290,3 +290,30 @@ def a_side_file_links_out_of_the_base(place: Place):
 @case("", exits=0, check=_merged)
 def a_folder_links_to_itself(place: Place):
     (place.base / "loop").symlink_to(".")
+
+
+CACHED = ("merge", "{root}/repo/snapshots/commit", "{adapter}", "-o", "{out}")
+
+
+def _cache(place: Place) -> None:
+    """Lay the base out as the Hub's cache does: a snapshot of links to blobs."""
+    snapshot, blobs = place.root / "repo" / "snapshots" / "commit", place.root / "repo" / "blobs"
+    for folder in (snapshot, blobs):
+        folder.mkdir(parents=True)
+    for number, file in enumerate(sorted(place.base.iterdir())):
+        file.rename(blobs / f"{number:064x}")
+        (snapshot / file.name).symlink_to(f"../../blobs/{number:064x}")
+
+
+@case("", *CACHED, exits=0, check=_merged)
+def the_base_is_in_the_hubs_cache(place: Place):
+    _cache(place)
+
+
+@case(r"vocab\.txt", *CACHED)
+def a_blob_of_the_cache_links_out_of_it(place: Place):
+    """An archive may hold what looks like a cache."""
+    _cache(place)
+    (place.root / "secret").write_text("password")
+    (place.root / "repo" / "blobs" / "x").symlink_to("../../secret")
+    (place.root / "repo" / "snapshots" / "commit" / "vocab.txt").symlink_to("../../blobs/x")
