@@ -22,8 +22,8 @@ class Resources:
 
     @classmethod
     def of(cls, max_memory: int, threads: int | None = None) -> Resources:
-        """One thread more than processors keeps them busy while one waits for the disk."""
-        count = threads or min((os.cpu_count() or 1) + 1, 16)
+        """Two threads a processor, and one: while some wait for the disk, others compute."""
+        count = threads or min(2 * (os.cpu_count() or 1) + 1, 16)
         room = max(max_memory - RESIDENT, 0)
         while count > 1 and room // (3 * count) < _SMALLEST_CHUNK:
             count -= 1

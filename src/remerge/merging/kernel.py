@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 
 from remerge.adapters.deltas import Change, Load, Prepared, Window
@@ -19,12 +21,23 @@ from remerge.merging.ties import settle_ties
 # 2 MB of float64: the level-2 cache of a core, measured to be the flat part of the curve.
 TILE_ELEMENTS = 2**18
 
-# Bit patterns of +inf by width: above them, without the sign, lie only infinities and NaN.
-_INFINITY = {
-    torch.bfloat16: (torch.int16, 0x7F80, 0x7FFF),
-    torch.float16: (torch.int16, 0x7C00, 0x7FFF),
-    torch.float32: (torch.int32, 0x7F800000, 0x7FFFFFFF),
-    torch.float64: (torch.int64, 0x7FF0000000000000, 0x7FFFFFFFFFFFFFFF),
+
+@dataclass(frozen=True)
+class _Bits:
+    """How a float's bits read as integers: its width, and the pattern of +inf, above which lie
+    only NaN. The sign bit is the highest."""
+
+    signed: torch.dtype
+    unsigned: type[np.unsignedinteger[Any]]
+    infinity: int
+    sign: int
+
+
+_BITS = {
+    torch.bfloat16: _Bits(torch.int16, np.uint16, 0x7F80, 1 << 15),
+    torch.float16: _Bits(torch.int16, np.uint16, 0x7C00, 1 << 15),
+    torch.float32: _Bits(torch.int32, np.uint32, 0x7F800000, 1 << 31),
+    torch.float64: _Bits(torch.int64, np.uint64, 0x7FF0000000000000, 1 << 63),
 }
 
 
@@ -35,9 +48,9 @@ class Scratch:
     wide: torch.Tensor
 
     @classmethod
-    def new(cls, device: torch.device, columns: int = 1) -> Scratch:
-        """Room for a tile of whole rows of ``columns`` elements, at least one row."""
-        return cls(torch.empty(max(TILE_ELEMENTS, columns), dtype=torch.float64, device=device))
+    def new(cls, device: torch.device) -> Scratch:
+        """Room for a tile in float64."""
+        return cls(torch.empty(TILE_ELEMENTS, dtype=torch.float64, device=device))
 
 
 def merge_elements(
@@ -86,71 +99,72 @@ def _merge_window(
 ) -> None:
     flat = scratch.wide[: target.numel()]
     tile = flat.view(len(window.rows), len(window.cols))
-    kept = None
+    fragile = None
     if source is None:
         flat.zero_()
     else:
         flat.copy_(source)
-        kept = _fragile(source)
+        fragile = _fragile(source)
     for step, numbers in zip(change.steps, prepared, strict=True):
         step.apply(tile, window, load, numbers)
     if target.dtype == torch.float32:
         settle_ties(change, source, tile, window, load)
-    on_device = target.device == flat.device
-    rounded = target if on_device else torch.empty_like(target, device=flat.device)
-    rounded.copy_(flat)
-    _check_finite(change, rounded, kept, window)
-    if kept is not None:
-        _restore(kept, flat, rounded)
-    if not on_device:
-        target.copy_(rounded)
+    # On a device the rounding happens there, so that half the bytes come back.
+    target.copy_(flat if target.device == flat.device else flat.to(target.dtype))
+    if target.dtype in _BITS and not _is_finite(target):
+        _explain(change, target, fragile, window)
+    if fragile is not None:
+        _restore(fragile, flat, target)
 
 
 @dataclass(frozen=True)
 class _Fragile:
-    """Elements of the base whose bits an addition of zero would not keep."""
+    """Elements of the base whose bits an addition of zero would not keep: -0.0, NaN, Inf."""
 
     positions: torch.Tensor
     values: torch.Tensor
 
 
 def _fragile(source: torch.Tensor) -> _Fragile | None:
-    """Where the base is -0.0 or not finite; None nearly always, and cheap to know."""
-    kind, infinity, magnitude = _INFINITY[source.dtype]
-    bits = source.view(kind)
-    smallest = torch.iinfo(kind).min
-    if bits.amin() != smallest and (bits & magnitude).amax() < infinity:
+    """The fragile elements; None nearly always, which three reductions of integers tell."""
+    bits = _BITS[source.dtype]
+    signed = source.view(bits.signed)
+    if _is_finite(source) and int(signed.numpy().min()) != -bits.sign:
         return None
-    positions = ((bits == smallest) | ((bits & magnitude) >= infinity)).nonzero().flatten()
+    positions = ((signed == -bits.sign) | ~torch.isfinite(source)).nonzero().flatten()
     return _Fragile(positions, source[positions])
 
 
-def _restore(kept: _Fragile, flat: torch.Tensor, rounded: torch.Tensor) -> None:
+def _is_finite(values: torch.Tensor) -> bool:
+    """Whether no element is infinite or NaN: as integers these are the largest of each sign."""
+    bits = _BITS[values.dtype]
+    signed = values.view(bits.signed).numpy()
+    if int(signed.max()) >= bits.infinity:
+        return False
+    return int(signed.view(bits.unsigned).max()) < bits.infinity | bits.sign
+
+
+def _restore(fragile: _Fragile, flat: torch.Tensor, target: torch.Tensor) -> None:
     """Put back the base's bits where the result has the same value (-0.0) or none (NaN, Inf)."""
-    now = flat[kept.positions]
-    same = torch.where(torch.isfinite(kept.values), now == 0, ~torch.isfinite(now))
-    rounded[kept.positions[same]] = kept.values[same].to(rounded.dtype)
+    now = flat[fragile.positions.to(flat.device)].cpu()
+    same = torch.where(torch.isfinite(fragile.values), now == 0, ~torch.isfinite(now))
+    target[fragile.positions[same]] = fragile.values[same].to(target.dtype)
 
 
-def _check_finite(
-    change: Change, rounded: torch.Tensor, kept: _Fragile | None, window: Window
+def _explain(
+    change: Change, target: torch.Tensor, fragile: _Fragile | None, window: Window
 ) -> None:
-    if rounded.dtype not in _INFINITY:
-        return
-    kind, infinity, magnitude = _INFINITY[rounded.dtype]
-    bits = rounded.view(kind) & magnitude
-    if rounded.numel() == 0 or bits.amax() < infinity:
-        return
-    bad = bits >= infinity
-    if kept is not None:
-        bad[kept.positions[~torch.isfinite(kept.values)]] = False
+    """Raise for the first result that is not finite where the base was."""
+    bad = ~torch.isfinite(target)
+    if fragile is not None:
+        bad[fragile.positions[~torch.isfinite(fragile.values)]] = False
     if not bad.any():
         return
     where = int(bad.nonzero()[0])
     row, col = divmod(where, len(window.cols))
     raise BadInput(
-        f"Tensor {change.tensor} becomes {float(rounded[where])} at row {window.rows[row]}, "
+        f"Tensor {change.tensor} becomes {float(target[where])} at row {window.rows[row]}, "
         f"column {window.cols[col]}, where the base is finite.",
-        why=f"The merged value does not fit {str(rounded.dtype).removeprefix('torch.')}.",
+        why=f"The merged value does not fit {str(target.dtype).removeprefix('torch.')}.",
         hint="Merge with --dtype bfloat16 or float32, or check the adapter's scaling.",
     )
