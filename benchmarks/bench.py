@@ -59,7 +59,7 @@ def copy(inputs: Path, out: Path) -> list[str]:
 RANK16, RANK64 = "remerge, rank 16", "remerge, rank 64"
 CONTESTANTS = [
     Contestant("cp -r", copy),
-    Contestant("remerge, floor (one rank-1 matrix)", remerge("lora-floor")),
+    Contestant("remerge, floor (rank 1 on k_proj)", remerge("lora-floor")),
     Contestant(RANK16, remerge("lora-16")),
     Contestant(RANK64, remerge("lora-64")),
 ]
