@@ -34,14 +34,16 @@ def plan(
     tokenizer: str = "auto",
     copy_code: bool = False,
     max_memory: int | str = DEFAULT,
+    progress: bool = True,
 ) -> Plan:
     """The whole merge before it is done, from headers and configurations.
 
     ``base`` and ``adapter`` are directories or Hub ids (``org/name[@revision]``); without ``base``
     the adapter's configuration names it. Raises `BadInput` for whatever would merge wrong.
+    ``progress`` allows the Hub's download bars, which appear on a terminal only.
     """
     recipe = make_recipe(dtype, max_shard_size, tokenizer, copy_code)
-    inputs = open_inputs(base, adapter, copy_code=copy_code)
+    inputs = open_inputs(base, adapter, copy_code=copy_code, progress=progress)
     return make_plan(inputs, recipe, _budget(max_memory))
 
 
@@ -59,17 +61,18 @@ def merge(
     threads: int | None = None,
     max_memory: int | str = DEFAULT,
     report: Report = _silent,
+    progress: bool = True,
 ) -> MergeResult:
     """Merge one adapter into one base and write the checkpoint to ``output``.
 
     ``output`` is complete or as it was: it never holds half a merge. ``device``, ``threads`` and
     ``max_memory`` change no byte of it. ``report`` is told bytes done, bytes in all and the tensor
-    at hand, from any thread.
+    at hand, from any thread; ``progress`` is as for `plan`.
     """
     started = time.time()
     recipe = make_recipe(dtype, max_shard_size, tokenizer, copy_code)
     budget, where = _budget(max_memory), _device(device)
-    inputs = open_inputs(base, adapter, copy_code=copy_code)
+    inputs = open_inputs(base, adapter, copy_code=copy_code, progress=progress)
     made = make_plan(inputs, recipe, budget)
     return make(
         inputs,

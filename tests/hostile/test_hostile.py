@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
-import resource
 import stat
-import subprocess
-import sys
-import time
+from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from safetensors import safe_open
 
-import remerge
-
 from .cases import CASES
 from .place import COMMAND, LAYERS, SHARDS, Case, Place, build
+from .warm import Warm
 
 CPU_SECONDS = 30
 SECONDS = 150  # of the clock: a busy machine must not fail the tests, a process that hangs must
@@ -35,10 +29,10 @@ def place(tmp_path: Path) -> Place:
 
 
 @pytest.fixture(scope="session")
-def cli() -> None:
-    """Skips while there is no command line to run."""
-    if find_spec("remerge.__main__") is None:
-        pytest.skip("python -m remerge does not exist yet")
+def warm() -> Iterator[Warm]:
+    process = Warm()
+    yield process
+    process.close()
 
 
 @dataclass(frozen=True)
@@ -49,44 +43,23 @@ class Run:
     peak: int
 
 
-def run(arguments: list[str], scratch: Path) -> Run:
+def run(warm: Warm, arguments: list[str], scratch: Path) -> Run:
     """Run the command line in a process of its own, with no network and caches of its own."""
-    environment = {
-        **os.environ,
-        "HF_HUB_OFFLINE": "1",
-        "HF_HOME": str(scratch / "hf"),
-        "XDG_CACHE_HOME": str(scratch / "cache"),
-        "XDG_DATA_HOME": str(scratch / "data"),
-        "PYTHONPATH": str(Path(remerge.__file__).parents[1]),
-        "COLUMNS": "1000",
-    }
     out, err = scratch / "stdout", scratch / "stderr"
-    with out.open("wb") as stdout, err.open("wb") as stderr:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "remerge", *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=stdout,
-            stderr=stderr,
-            env=environment,
-            cwd=scratch,
-        )
-        resource.prlimit(process.pid, resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS + 1))
-        code, peak = _wait(process)
+    code, peak = warm.run(
+        arguments=arguments,
+        environment={
+            "XDG_CACHE_HOME": str(scratch / "cache"),
+            "XDG_DATA_HOME": str(scratch / "data"),
+            "COLUMNS": "1000",
+        },
+        cwd=str(scratch),
+        out=str(out),
+        err=str(err),
+        cpu_seconds=CPU_SECONDS,
+        seconds=SECONDS,
+    )
     return Run(code, out.read_text("utf-8", "replace"), err.read_text("utf-8", "replace"), peak)
-
-
-def _wait(process: subprocess.Popen) -> tuple[int, int]:
-    """Exit code and peak resident bytes; a run that hangs fails the test."""
-    end = time.monotonic() + SECONDS
-    while time.monotonic() < end:
-        pid, status, usage = os.wait4(process.pid, os.WNOHANG)
-        if pid:
-            process.returncode = os.waitstatus_to_exitcode(status)
-            return process.returncode, usage.ru_maxrss * 1024
-        time.sleep(0.02)
-    process.kill()
-    process.wait()
-    raise AssertionError(f"still running after {SECONDS} s")
 
 
 def fingerprint(root: Path) -> dict[str, str]:
@@ -106,10 +79,10 @@ def fingerprint(root: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_hostile(case: Case, place: Place, tmp_path: Path, cli: None) -> None:
+def test_hostile(case: Case, place: Place, tmp_path: Path, warm: Warm) -> None:
     case.corrupt(place)
     before = fingerprint(place.root)
-    done = run(case.arguments(place), tmp_path)
+    done = run(warm, case.arguments(place), tmp_path)
     assert not place.canary.exists(), "code from an input ran"
     assert "Traceback" not in done.err, done.err
     assert done.code in case.exits, done.err
@@ -129,9 +102,9 @@ def test_hostile(case: Case, place: Place, tmp_path: Path, cli: None) -> None:
         assert all(char.isprintable() or char == "\n" for char in done.err), repr(done.err)
 
 
-def test_the_valid_pair_merges(place: Place, tmp_path: Path, cli: None) -> None:
+def test_the_valid_pair_merges(place: Place, tmp_path: Path, warm: Warm) -> None:
     case = Case("valid", lambda place: None, "", (0,), COMMAND, None)
-    done = run(case.arguments(place), tmp_path)
+    done = run(warm, case.arguments(place), tmp_path)
     assert done.code == 0, done.err
     assert {SHARDS[0], SHARDS[1], "config.json"} <= {path.name for path in place.out.iterdir()}
 

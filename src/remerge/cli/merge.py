@@ -70,6 +70,7 @@ def command(
         "tokenizer": tokenizer,
         "copy_code": copy_code,
         "max_memory": max_memory,
+        "progress": not (quiet or as_json),
     }
     if dry_run:
         _dry_run(base, adapter, options, as_json=as_json, quiet=quiet, verbose=verbose)

@@ -35,18 +35,26 @@ class Inputs:
         return [self.base.path, self.adapter.path]
 
 
-def open_inputs(base: str | Path | None, adapter: str | Path, *, copy_code: bool = False) -> Inputs:
+def open_inputs(
+    base: str | Path | None,
+    adapter: str | Path,
+    *,
+    copy_code: bool = False,
+    progress: bool = True,
+) -> Inputs:
     """Resolve and open both inputs; without ``base`` the adapter's configuration names it.
+
+    ``progress`` allows the Hub's download bars, which appear on a terminal only.
 
     Raises `BadInput` when either cannot be found or is damaged, `TryAgain` when the Hub cannot be
     reached.
     """
-    adapter_reference = resolve(str(adapter), "adapter")
+    adapter_reference = resolve(adapter, "adapter", progress=progress)
     opened = open_adapter(adapter_reference.path)
     named = opened.config.get("base_model_name_or_path")
     if base is None:
         base = _named_base(opened, named)
-    base_reference = resolve(str(base), "base", copy_code=copy_code)
+    base_reference = resolve(base, "base", copy_code=copy_code, progress=progress)
     notes: tuple[str, ...] = ()
     if (
         base_reference.hub_id is not None
