@@ -284,7 +284,8 @@ def test_environment_and_output_of_a_program(tmp_path):
     program = "import sys; from remerge.sources.references import resolve; resolve(*sys.argv[1:])"
     with HubServer() as hub:
         hub.add("org/name", base(tmp_path / "src"))
-        environment = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home")}
+        home = str(tmp_path / "home")
+        environment = {"HF_ENDPOINT": hub.url, "HF_HOME": home, "HF_HUB_OFFLINE": "0"}
         done = subprocess.run(
             [sys.executable, "-c", program, "org/name", "base"],
             env={**os.environ, **environment, "NO_PROXY": "*"},
