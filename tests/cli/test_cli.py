@@ -83,7 +83,11 @@ def test_inspect_says_what_things_are(inputs: Path, tmp_path: Path):
     (wrong / "adapter_config.json").write_text(json.dumps(config | {"r": 5}))
     done = remerge("inspect", inputs / "base", wrong)
     assert done.returncode == 3
-    assert done.stdout.count("misfit") == 2 * len(tiny.SHAPES) or "misfit" in done.stdout
+    misfits = [line for line in done.stdout.splitlines() if "misfit:" in line]
+    assert all(any(name[:-7] in line for line in misfits) for name in tiny.SHAPES)
+    shown = json.loads(remerge("inspect", inputs / "base", wrong, "--json").stdout)
+    assert shown["fits"] is False
+    assert len(shown["misfits"]) == len(misfits)
 
 
 @pytest.mark.parametrize(

@@ -144,7 +144,8 @@ def _dry_run(
 
     plan = remerge.plan(base, adapter, **options)
     key = merge_key(plan, input_digests(plan))
-    memory = forecast(parse_size(options["max_memory"], "--max-memory"), None)
+    relaid = any(file.twin is None for file in plan.files)
+    memory = forecast(parse_size(options["max_memory"], "--max-memory"), None, relaid=relaid)
     if as_json:
         print_json(
             {

@@ -31,7 +31,12 @@ class Resources:
         return cls(count, chunk - chunk % _SMALLEST_CHUNK)
 
 
-def forecast(max_memory: int, threads: int | None) -> int:
-    """Peak resident bytes to expect of a run with this budget, adapter apart."""
+def forecast(max_memory: int, threads: int | None, *, relaid: bool) -> int:
+    """Peak resident bytes to expect of a run with this budget, adapter apart.
+
+    ``relaid`` says that some output file has another layout than the base's, which takes a second
+    buffer a thread.
+    """
     resources = Resources.of(max_memory, threads)
-    return min(RESIDENT + 3 * resources.threads * resources.chunk, max(max_memory, RESIDENT))
+    buffers = 2 if relaid else 1
+    return RESIDENT + buffers * resources.threads * resources.chunk

@@ -141,7 +141,7 @@ def _shard_names(path: Path) -> tuple[str | None, list[str], dict[str, str] | No
                 f"{path / index} puts tensor {tensor!r} in {file!r}, which is not a plain file "
                 f"name of that directory."
             )
-    return index, list(dict.fromkeys(entries.values())), entries
+    return index, sorted(set(entries.values())), entries
 
 
 def _open_shard(path: Path, name: str) -> Shard:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from remerge.adapters.adapter import CONFIG, Adapter, check_finite, open_adapter
+from remerge.adapters.families import DoesNotFit
 from remerge.artefacts.manifest import MANIFEST, read_manifest
 from remerge.errors import BadInput
 from remerge.merging.opening import plan_tensors, read_changes
@@ -73,7 +74,9 @@ def inspect_adapter(base: str | Path, adapter: str | Path) -> Inspection:
         check_finite(inputs.adapter)
         plans = plan_tensors(inputs.base, changes, Recipe())
     except BadInput as error:
-        misfits = tuple(getattr(error, "misfits", ())) or (str(error),)
+        misfits = (str(error),)
+        if isinstance(error, DoesNotFit):
+            misfits = tuple(f"{misfit.tensor} {misfit.problem}" for misfit in error.misfits)
         return Inspection("fit", str(adapter), _adapter_facts(inputs.adapter), False, misfits)
     changed = {
         name: [type(step).__name__ for step in plan.change.steps]
