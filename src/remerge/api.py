@@ -128,7 +128,7 @@ def open_merged(
     recipe: Recipe = make_recipe(dtype, None, "auto", False)
     where = _device(device)
     made = make_plan(open_inputs(base, adapter), recipe, _budget(max_memory))
-    return MergedCheckpoint(made.base, made.tensors, made.config, where)
+    return made.open(where)
 
 
 def inspect(path: Source, adapter: Source | None = None) -> Inspection:

@@ -97,7 +97,7 @@ def make(
     state = _state(plan, adapter_digests)
     with (
         workplace(out, state) as place,
-        MergedCheckpoint(plan.base, plan.tensors, plan.config, device) as merged,
+        plan.open(device) as merged,
     ):
         finished = _finished(plan, place)
         left = [file for file in plan.files if file.name not in finished]

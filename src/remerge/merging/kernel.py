@@ -109,8 +109,11 @@ def _merge_window(
         step.apply(tile, window, load, numbers)
     if target.dtype == torch.float32:
         settle_ties(change, source, tile, window, load)
-    # On a device the rounding happens there, so that half the bytes come back.
-    target.copy_(flat if target.device == flat.device else flat.to(target.dtype))
+    if target.device == flat.device:
+        target.copy_(flat)
+    else:
+        # Rounded where it was computed, on the path that torch's cast takes on the CPU.
+        target.copy_((flat.to(torch.float32) if target.itemsize < 4 else flat).to(target.dtype))
     if target.dtype in _BITS and not _is_finite(target):
         _explain(change, target, fragile, window)
     if fragile is not None:

@@ -25,6 +25,9 @@ from remerge.sources.pickled import PickledFile
 from remerge.sources.storage import InputFile
 
 _FACTOR_BUDGET = 2**26
+# Both factors of a few tensors stay however large they are: without them every tile would read
+# them again.
+_LEAST_FACTORS = 6
 
 
 @dataclass(frozen=True)
@@ -54,9 +57,9 @@ class TensorPlan:
 class FactorCache:
     """Widened adapter factors, the most recently used of them, for all threads."""
 
-    def __init__(self, device: torch.device, budget: int = _FACTOR_BUDGET) -> None:
+    def __init__(self, device: torch.device, budget: int) -> None:
         self._device = device
-        self._budget = budget
+        self._budget = max(budget, _FACTOR_BUDGET)
         self._held: OrderedDict[int, tuple[Factor, torch.Tensor]] = OrderedDict()
         self._lock = Lock()
 
@@ -69,7 +72,7 @@ class FactorCache:
         values = factor.read().to(self._device, torch.float64)
         with self._lock:
             self._held[id(factor)] = (factor, values)
-            while len(self._held) > 1 and self._size() > self._budget:
+            while len(self._held) > _LEAST_FACTORS and self._size() > self._budget:
                 self._held.popitem(last=False)
         return values
 
@@ -79,19 +82,23 @@ class FactorCache:
 
 @dataclass
 class MergedCheckpoint(Mapping[str, "MergedTensor"]):
-    """A base with an adapter's changes, read tensor by tensor or row by row."""
+    """A base with an adapter's changes, read tensor by tensor or row by row.
+
+    ``adapter_bytes`` bounds what is kept of the adapter's widened factors.
+    """
 
     base: Checkpoint
     plans: Mapping[str, TensorPlan]
     config: Mapping[str, Any]
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    adapter_bytes: int = 0
     prepared: dict[str, Sequence[Prepared]] = field(default_factory=dict[str, Sequence[Prepared]])
     _files: dict[str, InputFile] = field(default_factory=dict[str, InputFile])
     _lock: Any = field(default_factory=Lock)
     _local: Any = field(default_factory=local)
 
     def __post_init__(self) -> None:
-        self._factors = FactorCache(self.device)
+        self._factors = FactorCache(self.device, self.adapter_bytes)
 
     def __getitem__(self, name: str) -> MergedTensor:
         return MergedTensor(self, self.plans[name])

@@ -15,8 +15,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from remerge.adapters.adapter import Adapter
-from remerge.merging.merged import TensorPlan
+from remerge.merging.merged import MergedCheckpoint, TensorPlan
 from remerge.merging.recipe import Recipe
 from remerge.sources.checkpoint import Checkpoint, Shard
 from remerge.version import ALGORITHM
@@ -87,6 +89,10 @@ class Plan:
     def plan_id(self) -> str:
         """Digest of the plan document."""
         return digest_of(self.document())
+
+    def open(self, device: torch.device) -> MergedCheckpoint:
+        """The result as a mapping that computes on read."""
+        return MergedCheckpoint(self.base, self.tensors, self.config, device, self.adapter.nbytes)
 
     @property
     def touched(self) -> tuple[TensorPlan, ...]:

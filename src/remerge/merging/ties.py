@@ -30,7 +30,7 @@ def settle_ties(
         return
     margin = tile.abs()
     if source is not None:
-        margin += source.view(tile.shape).abs()
+        margin += source.view(tile.shape).abs().to(tile.device)
     margin *= _NEAR
     near = (tile - margin).to(torch.float32) != (tile + margin).to(torch.float32)
     near &= tile.isfinite()

@@ -80,7 +80,7 @@ def verify(
     resources = Resources.of(max_memory, threads)
     twins = {file.twin.name for file in plan.files if file.twin is not None}
     unread = [shard for shard in plan.base.shards if shard.name not in twins]
-    with MergedCheckpoint(plan.base, plan.tensors, plan.config, device) as merged:
+    with plan.open(device) as merged:
         _restore_preparations(merged, plan, output)
         counter = _counter(sum(file.size for file in plan.files), report)
         digests = derive(merged, plan.files, unread, sink, resources, counter)
