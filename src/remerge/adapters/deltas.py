@@ -30,13 +30,14 @@ class Window:
 class Factor:
     """A matrix that comes from the adapter: its shape now, its float64 values when needed.
 
-    ``read_rows`` reads a block of rows alone; a dense matrix (a replaced embedding) has it, so that
-    it is never widened whole.
+    ``read_rows`` and ``read_columns`` read a block alone, so that a matrix as long as a vocabulary
+    is never widened whole.
     """
 
     shape: tuple[int, int]
     read: Callable[[], torch.Tensor]
     read_rows: Callable[[range], torch.Tensor] | None = None
+    read_columns: Callable[[range], torch.Tensor] | None = None
 
     @property
     def nbytes(self) -> int:
@@ -79,6 +80,17 @@ class Delta(Protocol):
         ...
 
 
+# Factors above this many bytes are read by the rows that a window needs.
+_LARGE = 2**23
+
+
+def rows_of(factor: Factor, rows: slice, load: Load) -> torch.Tensor:
+    """Some rows of a factor in float64, from the cache or, of a large one, from the file."""
+    if factor.nbytes > _LARGE and factor.read_rows is not None:
+        return factor.read_rows(range(rows.start, rows.stop))
+    return load(factor)[rows]
+
+
 def overlap(whole: range, start: int, length: int) -> tuple[slice, slice] | None:
     """Where ``[start, start + length)`` meets ``whole``: the slice of ``whole`` and that of the
     block, or None when they do not meet."""
@@ -113,7 +125,8 @@ class LowRank:
         cols = overlap(window.cols, self.col, self.right.shape[1])
         if rows is None or cols is None:
             return
-        left, right = load(self.left)[rows[1]], load(self.right)[:, cols[1]]
+        left = rows_of(self.left, rows[1], load).to(tile.device)
+        right = load(self.right)[:, cols[1]]
         tile[rows[0], cols[0]].addmm_(left, right, alpha=self.scale)
 
 
@@ -164,10 +177,7 @@ class Replaced:
         cols = overlap(window.cols, self.col, self.values.shape[1])
         if rows is None or cols is None:
             return
-        if self.values.read_rows is None:
-            values = load(self.values)[rows[1]]
-        else:
-            values = self.values.read_rows(range(rows[1].start, rows[1].stop))
+        values = rows_of(self.values, rows[1], load)
         tile[rows[0], cols[0]] = values[:, cols[1]].to(tile.device)
 
 

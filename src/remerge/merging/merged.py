@@ -62,19 +62,31 @@ class FactorCache:
         self._budget = max(budget, _FACTOR_BUDGET)
         self._held: OrderedDict[int, tuple[Factor, torch.Tensor]] = OrderedDict()
         self._lock = Lock()
+        self._loading = Lock()
 
     def load(self, factor: Factor) -> torch.Tensor:
+        found = self._find(factor)
+        if found is not None:
+            return found
+        # One at a time: threads that need the same factor would each hold a copy.
+        with self._loading:
+            found = self._find(factor)
+            if found is not None:
+                return found
+            values = factor.read().to(self._device, torch.float64)
+            with self._lock:
+                self._held[id(factor)] = (factor, values)
+                while len(self._held) > _LEAST_FACTORS and self._size() > self._budget:
+                    self._held.popitem(last=False)
+            return values
+
+    def _find(self, factor: Factor) -> torch.Tensor | None:
         with self._lock:
             found = self._held.get(id(factor))
-            if found is not None:
-                self._held.move_to_end(id(factor))
-                return found[1]
-        values = factor.read().to(self._device, torch.float64)
-        with self._lock:
-            self._held[id(factor)] = (factor, values)
-            while len(self._held) > _LEAST_FACTORS and self._size() > self._budget:
-                self._held.popitem(last=False)
-        return values
+            if found is None:
+                return None
+            self._held.move_to_end(id(factor))
+            return found[1]
 
     def _size(self) -> int:
         return sum(factor.nbytes for factor, _ in self._held.values())

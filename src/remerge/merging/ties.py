@@ -13,7 +13,16 @@ from fractions import Fraction
 import numpy as np
 import torch
 
-from remerge.adapters.deltas import Added, Change, Load, LowRank, Replaced, ReplacedRows, Window
+from remerge.adapters.deltas import (
+    Added,
+    Change,
+    Load,
+    LowRank,
+    Replaced,
+    ReplacedRows,
+    Window,
+    rows_of,
+)
 
 _NEAR = 2.0**-40
 _EXACT = (LowRank, Added, Replaced, ReplacedRows)
@@ -48,7 +57,8 @@ def _exact(change: Change, base: float, row: int, col: int, load: Load) -> Fract
         if isinstance(step, LowRank):
             i, j = row - step.row, col - step.col
             if 0 <= i < step.left.shape[0] and 0 <= j < step.right.shape[1]:
-                left, right = _fractions(load(step.left)[i]), _fractions(load(step.right)[:, j])
+                left = _fractions(rows_of(step.left, slice(i, i + 1), load)[0])
+                right = _fractions(load(step.right)[:, j])
                 products = (a * b for a, b in zip(left, right, strict=True))
                 value += Fraction(step.scale) * sum(products, Fraction(0))
         elif isinstance(step, Added):
@@ -59,7 +69,7 @@ def _exact(change: Change, base: float, row: int, col: int, load: Load) -> Fract
         elif isinstance(step, Replaced):
             i, j = row - step.row, col - step.col
             if 0 <= i < step.values.shape[0] and 0 <= j < step.values.shape[1]:
-                value = Fraction(_entry(step, i, j, load))
+                value = Fraction(float(rows_of(step.values, slice(i, i + 1), load)[0, j]))
         elif isinstance(step, ReplacedRows) and row in step.indices:
             value = Fraction(float(load(step.values)[step.indices.index(row), col]))
     return value
@@ -67,12 +77,6 @@ def _exact(change: Change, base: float, row: int, col: int, load: Load) -> Fract
 
 def _fractions(values: torch.Tensor) -> list[Fraction]:
     return [Fraction(float(value)) for value in values.numpy(force=True)]
-
-
-def _entry(step: Replaced, row: int, col: int, load: Load) -> float:
-    if step.values.read_rows is None:
-        return float(load(step.values)[row, col])
-    return float(step.values.read_rows(range(row, row + 1))[0, col])
 
 
 def _toward(exact: Fraction) -> float:

@@ -29,13 +29,30 @@ def matrix(adapter: AdapterFacts, name: str, shape: tuple[int, int] | None = Non
     def read_rows(wanted: range) -> torch.Tensor:
         return adapter.read_rows(name, wanted).to(_WIDE).reshape(len(wanted), cols)
 
+    def read_columns(wanted: range) -> torch.Tensor:
+        parts = [adapter.read_elements(name, r * cols + wanted.start, len(wanted)) for r in every]
+        return torch.stack(parts).to(_WIDE)
+
+    every = range(rows)
     # Rows of the file are rows of the matrix only where the first axis is kept.
-    return Factor((rows, cols), read, read_rows if stored and stored[0] == rows else None)
+    kept = bool(stored) and stored[0] == rows
+    return Factor((rows, cols), read, read_rows if kept else None, read_columns if kept else None)
 
 
 def turned(factor: Factor) -> Factor:
     """The transposed matrix."""
-    return Factor((factor.shape[1], factor.shape[0]), lambda: factor.read().T.contiguous(), None)
+    return Factor(
+        (factor.shape[1], factor.shape[0]),
+        lambda: factor.read().T.contiguous(),
+        _transposed(factor.read_columns),
+        _transposed(factor.read_rows),
+    )
+
+
+def _transposed(
+    read: Callable[[range], torch.Tensor] | None,
+) -> Callable[[range], torch.Tensor] | None:
+    return None if read is None else lambda wanted: read(wanted).T
 
 
 def made(shape: tuple[int, int], read: Callable[[], torch.Tensor]) -> Factor:

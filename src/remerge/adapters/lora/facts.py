@@ -27,6 +27,10 @@ class AdapterFacts(Protocol):
         """The tensor as stored."""
         ...
 
+    def read_elements(self, name: str, start: int, count: int) -> torch.Tensor:
+        """Elements of the tensor as stored, 1-D."""
+        ...
+
     def read_rows(self, name: str, rows: range) -> torch.Tensor:
         """Rows of the tensor's first axis, as stored."""
         ...
