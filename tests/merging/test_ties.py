@@ -81,3 +81,17 @@ def test_torch_rounds_float64_to_16_bits_by_way_of_float32(values):
     for dtype in (torch.bfloat16, torch.float16):
         direct, by_way = wide.to(dtype), wide.to(torch.float32).to(dtype)
         assert torch.equal(direct.view(torch.int16), by_way.view(torch.int16))
+
+
+def test_factors_of_few_bits_meet_ties_in_bulk():
+    """bfloat16 factors land on float32 ties by the thousand; rational arithmetic agrees."""
+    torch.manual_seed(0)
+    w = torch.randn(64, 48) * 0.02
+    b = (torch.randn(64, 8) * 0.02).bfloat16().float()
+    a = (torch.randn(8, 48) * 0.004).bfloat16().float()
+    for scale in (2.0, 1 / 3):
+        found = merged(w, b, a, scale)
+        for i, j in np.ndindex(*w.shape):
+            product = sum(Fraction(float(b[i, k])) * Fraction(float(a[k, j])) for k in range(8))
+            exact = Fraction(float(w[i, j])) + Fraction(scale) * product
+            assert float(found[i, j]) == float(rounded(exact))

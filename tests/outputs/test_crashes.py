@@ -151,10 +151,10 @@ def test_interrupted_politely_leaves_nothing(tmp_path: Path, number: int, code: 
     place.mkdir()
     tiny.write_base(tmp_path / "base")
     tiny.write_adapter(tmp_path / "adapter")
-    # Slow chunks, so that the signal finds the merge at work.
+    # A slow disk, so that the signal finds the merge at work.
     slow = (
-        "import time, remerge.merging.merged as m; f = m.merge_elements;"
-        "m.merge_elements = lambda *a: (time.sleep(0.5), f(*a));"
+        "import time, remerge.sources.storage as s; f = s.OutputFile.finish;"
+        "s.OutputFile.finish = lambda self: (time.sleep(3), f(self));"
         "from remerge.cli import main; main()"
     )
     arguments = [
@@ -201,3 +201,20 @@ def test_a_write_that_fails_leaves_nothing(inputs: Path, tmp_path: Path):
     assert "File too large" in done.stderr
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_filling_cut_short_leaves_nothing_of_it_to_another_merge(inputs: Path, tmp_path: Path):
+    """Killed among the last renames into an existing directory, then another recipe: what the
+    first run moved out goes, what the user put there stays."""
+    out = tmp_path / "out"
+    for point in range(1, 200):
+        prepare(out, "empty")
+        assert run(inputs, out, point, max_shard_size="2MB") == -9
+        if list(out.glob("*.safetensors")):
+            break
+    (out / "notes.txt").write_text("mine")
+    remerge.merge(inputs / "base", inputs / "adapter", out)
+    remerge.merge(inputs / "base", inputs / "adapter", tmp_path / "fresh")
+    assert (out / "notes.txt").read_text() == "mine"
+    (out / "notes.txt").unlink()
+    assert tiny.files_of(out) == tiny.files_of(tmp_path / "fresh")

@@ -109,7 +109,8 @@ def check_finite(adapter: Adapter) -> None:
         total = math.prod(info.shape)
         for start in range(0, total, _BLOCK_ELEMENTS):
             block = adapter.read_elements(name, start, min(_BLOCK_ELEMENTS, total - start))
-            if not torch.isfinite(block.to(torch.float32)).all():
+            wide = block if block.dtype == torch.float64 else block.to(torch.float32)
+            if not torch.isfinite(wide).all():
                 raise BadInput(
                     f"Adapter tensor {name} in {adapter.path} holds NaN or infinite values.",
                     why="Training diverged, or the file is damaged.",

@@ -38,6 +38,7 @@ from remerge.outputs.directory import (
     check_free,
     check_place,
     check_space,
+    copy_durably,
     publish,
     sweep,
     workplace,
@@ -102,10 +103,10 @@ def make(
         finished = _finished(plan, place)
         left = [file for file in plan.files if file.name not in finished]
         sink = _Writer(place, len(left))
-        counter = _Counter(sum(file.size for file in left), report)
         _prepare(merged, plan, place)
         twins = {file.twin.name for file in plan.files if file.twin is not None}
         unread = [shard for shard in plan.base.shards if shard.name not in twins]
+        counter = _Counter(sum(part.size for part in (*left, *unread)), report)
         base_digests = derive(merged, left, unread, sink, resources, counter.add)
         base_digests |= {name: record["base"] for name, record in finished.items()}
         if plan.adapter.changed() or plan.adapter.digests() != adapter_digests:
@@ -266,12 +267,11 @@ def _already_there(plan: Plan, out: Path) -> Manifest | None:
 def _write_side_file(work: Path, side: SideFile) -> FileRecord:
     target = work / side.name
     target.parent.mkdir(parents=True, exist_ok=True)
-    content = side.content
-    if content is None:
-        assert side.source is not None
-        content = side.source.read_bytes()
-    write_durably(target, content)
-    return FileRecord(name=side.name, size=len(content), sha256=hashlib.sha256(content).hexdigest())
+    if side.content is not None:
+        write_durably(target, side.content)
+    elif side.source is not None:
+        copy_durably(side.source, target)
+    return _record(target, side.name)
 
 
 def _record(path: Path, name: str) -> FileRecord:
@@ -316,12 +316,17 @@ def _manifest(
 
 def _input_record(reference: Reference, files: list[FileRecord]) -> InputRecord:
     return InputRecord(
-        name=reference.hub_id or reference.path.resolve().name,
+        name=reference.hub_id or _printable(reference.path.resolve().name),
         hub_id=reference.hub_id,
         commit=reference.commit,
         subfolder=reference.subfolder,
         files=tuple(files),
     )
+
+
+def _printable(name: str) -> str:
+    """A directory's name as text, whatever bytes it has on disk."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _write_provenance(

@@ -20,23 +20,26 @@ _LIMIT = 10_000
 
 def known_digest(path: Path) -> str | None:
     """SHA-256 of a file that was read before and has not changed since, by its status."""
-    found = _read(_cache() / "digests.json").get(_key(path))
+    found = _read(_cache(), "digests.json").get(_key(path))
     return found if isinstance(found, str) else None
 
 
 def remember_digests(digests: Mapping[Path, str]) -> None:
     """Keep digests for `known_digest`."""
-    _update(_cache() / "digests.json", {_key(path): digest for path, digest in digests.items()})
+    with suppress(OSError):
+        known = {_key(path): digest for path, digest in digests.items()}
+        _update(_cache(), "digests.json", known)
 
 
 def remember_location(files: Mapping[str, str], path: Path) -> None:
     """Keep where an input with these files (name -> SHA-256) lies."""
-    _update(_data() / "locations.json", {digest_of(dict(files)): str(path.resolve())})
+    with suppress(OSError):
+        _update(_data(), "locations.json", {digest_of(dict(files)): str(path.resolve())})
 
 
 def location(files: Mapping[str, str]) -> Path | None:
     """Where an input with these files was last seen."""
-    found = _read(_data() / "locations.json").get(digest_of(dict(files)))
+    found = _read(_data(), "locations.json").get(digest_of(dict(files)))
     return Path(found) if isinstance(found, str) else None
 
 
@@ -46,31 +49,42 @@ def _key(path: Path) -> str:
     return f"{real}|{status.st_size}|{status.st_mtime_ns}|{status.st_ino}"
 
 
-def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "remerge"
+def _cache() -> Path | None:
+    return _directory("XDG_CACHE_HOME", ".cache")
 
 
-def _data() -> Path:
-    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share") / "remerge"
+def _data() -> Path | None:
+    return _directory("XDG_DATA_HOME", ".local/share")
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _directory(variable: str, default: str) -> Path | None:
+    """This user's directory, None for a user without a home (a container's number)."""
     try:
-        document = json.loads(path.read_bytes())
+        return Path(os.environ.get(variable) or Path.home() / default) / "remerge"
+    except RuntimeError:
+        return None
+
+
+def _read(directory: Path | None, name: str) -> dict[str, Any]:
+    if directory is None:
+        return {}
+    try:
+        document = json.loads((directory / name).read_bytes())
     except (OSError, ValueError):
         return {}
     return cast("dict[str, Any]", document) if isinstance(document, dict) else {}
 
 
-def _update(path: Path, entries: Mapping[str, str]) -> None:
-    with suppress(OSError):
-        document = _read(path)
-        for key in entries:
-            document.pop(key, None)
-        document.update(entries)
-        # The oldest entries go first: insertion order is age.
-        document = dict(list(document.items())[-_LIMIT:])
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{path.name}.{os.getpid()}~")
-        temporary.write_text(json.dumps(document))
-        temporary.rename(path)
+def _update(directory: Path | None, name: str, entries: Mapping[str, str]) -> None:
+    if directory is None:
+        return
+    document = _read(directory, name)
+    for key in entries:
+        document.pop(key, None)
+    document.update(entries)
+    # The oldest entries go first: insertion order is age.
+    document = dict(list(document.items())[-_LIMIT:])
+    directory.mkdir(parents=True, exist_ok=True)
+    temporary = directory / f"{name}.{os.getpid()}~"
+    temporary.write_text(json.dumps(document))
+    temporary.rename(directory / name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import io
 import json
 import os
 import signal
@@ -52,6 +53,9 @@ def group() -> None:
 def main() -> NoReturn:
     """Run the command line and exit with its code."""
     signal.signal(signal.SIGTERM, _terminate)
+    # A daemon may start us with closed streams.
+    sys.stdout = sys.stdout or io.StringIO()
+    sys.stderr = sys.stderr or io.StringIO()
     as_json = "--json" in sys.argv[1:]
     try:
         code: Any = group(standalone_mode=False, prog_name="remerge")
@@ -73,8 +77,9 @@ def main() -> NoReturn:
         click.echo("Terminated; nothing was left behind.", err=True)
         _leave(143)
     except BrokenPipeError:
-        sys.stderr.close()
-        _leave(0)
+        # Whoever read our output has gone; nothing more can be said.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        _leave(141)
     except OSError as error:
         failure = _system_failure(error)
         _show(failure, as_json)

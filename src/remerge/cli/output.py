@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import click
@@ -89,10 +89,9 @@ def _lines(what: str) -> Report:
         last = now
         speed = done / max(now - started, 1e-9)
         left = (total - done) / max(speed, 1)
-        click.echo(
-            f"{what}: {size(done)} of {size(total)}, {size(int(speed))}/s, {left:.0f} s left, "
-            f"{tensor}",
-            err=True,
-        )
+        line = f"{what}: {size(done)} of {size(total)}, {size(int(speed))}/s, {left:.0f} s left"
+        # Nobody listening is no reason to stop.
+        with suppress(OSError):
+            click.echo(f"{line}, {tensor}", err=True)
 
     return report

@@ -1,16 +1,19 @@
 """float32 outputs near a rounding tie, recomputed exactly.
 
 float64 holds 29 bits more than float32, so the order in which a matrix product is summed decides
-the rounding of about one element in 2^29 / r. Elements whose float64 result lies within 2^-40
-(relative to the terms) of a tie are summed again as rational numbers, which have no order.
+the rounding of about one element in 2^29 / r, and factors of few bits (bfloat16) often land on a
+tie exactly. Elements whose float64 result lies within 2^-40 (relative to the terms) of a tie are
+summed again in pairs of float64 that lose nothing, and in rational numbers where even a pair would.
 """
 
 from __future__ import annotations
 
 import math
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from remerge.adapters.deltas import (
@@ -26,6 +29,11 @@ from remerge.adapters.deltas import (
 
 _NEAR = 2.0**-40
 _EXACT = (LowRank, Added, Replaced, ReplacedRows)
+# Splits a float64 into two halves whose products are exact (Dekker 1971).
+_SPLITTER = 2.0**27 + 1
+
+Floats = npt.NDArray[np.float64]
+Places = npt.NDArray[np.int64]
 
 
 def settle_ties(
@@ -43,12 +51,82 @@ def settle_ties(
     margin *= _NEAR
     near = (tile - margin).to(torch.float32) != (tile + margin).to(torch.float32)
     near &= tile.isfinite()
-    for row, col in np.argwhere(near.numpy(force=True)):
-        base = 0.0 if source is None else float(source.view(tile.shape)[int(row), int(col)])
-        if not math.isfinite(base):
+    rows, cols = np.nonzero(near.numpy(force=True))
+    if not len(rows):
+        return
+    base = np.zeros(len(rows))
+    if source is not None:
+        base = source.view(tile.shape)[rows, cols].to(torch.float64).numpy(force=True)
+    values = tile.numpy(force=True)[rows, cols]
+    finite = np.isfinite(base)
+    places = rows + window.rows.start, cols + window.cols.start
+    if all(isinstance(step, LowRank) for step in change.steps):
+        sums, doubtful = _sum_pairs(change, base, *places, load)
+        values = np.where(finite, sums, values)
+    else:
+        doubtful = np.ones(len(rows), dtype=bool)
+    for i in np.nonzero(doubtful & finite)[0]:
+        row, col = int(places[0][i]), int(places[1][i])
+        values[i] = _toward(_exact(change, float(base[i]), row, col, load))
+    tile[rows, cols] = torch.as_tensor(values, device=tile.device)
+
+
+def _sum_pairs(
+    change: Change, base: Floats, rows: Places, cols: Places, load: Load
+) -> tuple[Floats, npt.NDArray[np.bool_]]:
+    """Sums of low-rank steps as pairs ``high + low``, moved off ties; and where these do not do.
+
+    TwoSum and TwoProduct (Knuth, Dekker) give each operation's error exactly; a sum is in doubt
+    where adding up the errors itself lost something and the high part is a tie.
+    """
+    high, low = base, np.zeros_like(base)
+    lossy = np.zeros(len(base), dtype=bool)
+    for step in change.steps:
+        assert isinstance(step, LowRank)
+        i, j = rows - step.row, cols - step.col
+        inside = (i >= 0) & (i < step.left.shape[0]) & (j >= 0) & (j < step.right.shape[1])
+        if not inside.any():
             continue
-        exact = _exact(change, base, window.rows[int(row)], window.cols[int(col)], load)
-        tile[row, col] = _toward(exact)
+        i, j = np.where(inside, i, 0), np.where(inside, j, 0)
+        first = int(i.min())
+        left = rows_of(step.left, slice(first, int(i.max()) + 1), load).numpy(force=True)
+        right = load(step.right).numpy(force=True)
+        total, error = np.zeros_like(base), np.zeros_like(base)
+        for k in range(right.shape[0]):
+            product, rest = _product(left[i - first, k], right[k, j])
+            total, lost = _sum(total, product)
+            for part in (lost, rest):
+                error, dropped = _sum(error, part)
+                lossy |= dropped != 0
+        scaled, rest = _product(total, np.full_like(base, step.scale))
+        more, dropped = _product(error, np.full_like(base, step.scale))
+        lossy |= dropped != 0
+        scaled, rest, more = (np.where(inside, part, 0.0) for part in (scaled, rest, more))
+        high, lost = _sum(high, scaled)
+        for part in (lost, rest, more):
+            low, dropped = _sum(low, part)
+            lossy |= dropped != 0
+    high, low = _sum(high, low)
+    ties = _is_tie(high)
+    moved = np.nextafter(high, np.where(low > 0, np.inf, -np.inf))
+    return np.where(ties & (low != 0), moved, high), ties & lossy
+
+
+def _sum(a: Floats, b: Floats) -> tuple[Floats, Floats]:
+    """``a + b`` and its rounding error, exactly (Knuth's TwoSum)."""
+    total = a + b
+    b_part = total - a
+    return total, (a - (total - b_part)) + (b - b_part)
+
+
+def _product(a: Floats, b: Floats) -> tuple[Floats, Floats]:
+    """``a * b`` and its rounding error, exactly (Dekker's TwoProduct)."""
+    product = a * b
+    a_high = _SPLITTER * a - (_SPLITTER * a - a)
+    b_high = _SPLITTER * b - (_SPLITTER * b - b)
+    a_low, b_low = a - a_high, b - b_high
+    error = ((a_high * b_high - product) + a_high * b_low + a_low * b_high) + a_low * b_low
+    return product, error
 
 
 def _exact(change: Change, base: float, row: int, col: int, load: Load) -> Fraction:
@@ -86,13 +164,17 @@ def _toward(exact: Fraction) -> float:
     one step from it towards the exact value reaches no other (they are 2^29 steps apart).
     """
     near = float(exact)
-    if Fraction(near) == exact or not _is_tie(near):
+    if Fraction(near) == exact or not bool(_is_tie(np.array(near))):
         return near
     return math.nextafter(near, math.inf if exact > Fraction(near) else -math.inf)
 
 
-def _is_tie(value: float) -> bool:
-    """Whether a float64 lies halfway between two float32 numbers."""
-    rounded = np.float32(value)
-    beyond = np.nextafter(rounded, np.float32(math.copysign(math.inf, value - float(rounded))))
-    return value != float(rounded) and (float(rounded) + float(beyond)) / 2 == value
+def _is_tie(values: Floats) -> Any:
+    """Which float64 numbers lie halfway between two float32 numbers."""
+    with np.errstate(over="ignore"):
+        rounded = values.astype(np.float32)
+        beyond = np.nextafter(
+            rounded, np.where(values > rounded, np.inf, -np.inf), dtype=np.float32
+        )
+    middle = (rounded.astype(np.float64) + beyond.astype(np.float64)) / 2
+    return (values != rounded) & (middle == values)

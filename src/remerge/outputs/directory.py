@@ -26,6 +26,7 @@ MANIFEST = "remerge.json"
 _INSIDE = ".remerge-partial"
 _STATE = ".state.json"
 _LOCK = ".lock"
+_FILLING = ".filling.json"
 _RENAME_EXCHANGE = 2
 _AT_FDCWD = -100
 
@@ -68,10 +69,16 @@ def check_place(out: Path, inputs: list[Path]) -> None:
 
 
 def check_free(out: Path, *, overwrite: bool) -> None:
-    """Refuse to replace what was not asked to be replaced."""
-    if not out.is_dir() or overwrite or (out / _INSIDE).exists():
+    """Refuse to replace what was not asked to be replaced, or cannot be."""
+    if not out.is_dir() or (out / _INSIDE).exists() or not _others(out):
         return
-    if any(out.iterdir()):
+    if os.path.ismount(out):
+        raise UsageError(
+            f"{out} is a mount point and not empty.",
+            why="It cannot be exchanged for another directory.",
+            hint="Empty it, or choose a directory below it.",
+        )
+    if not overwrite:
         raise UsageError(
             f"{out} exists and is not empty.",
             why="It may hold somebody's work.",
@@ -80,7 +87,10 @@ def check_free(out: Path, *, overwrite: bool) -> None:
 
 
 def check_space(out: Path, needed: int) -> None:
-    """Refuse, before the first write, what will not fit."""
+    """Refuse, before the first write, what will not fit beside the work of a killed run."""
+    out = out.resolve()
+    for work in (out / _INSIDE, _sibling(out)):
+        needed -= sum(p.stat().st_blocks * 512 for p in work.rglob("*") if p.is_file())
     place = out if out.is_dir() else out.parent
     status = os.statvfs(place)
     free = status.f_bavail * status.f_frsize
@@ -100,26 +110,27 @@ def workplace(out: Path, state: dict[str, Any]) -> Generator[Workplace]:
     """
     out = out.resolve()
     _finish_replacing(out)
-    inside = out.is_dir() and all(p.name == _INSIDE for p in out.iterdir())
-    inside = inside or (out / _INSIDE).is_dir()
+    inside = out.is_dir() and (not _others(out) or (out / _INSIDE).is_dir())
     place = Workplace(out, out / _INSIDE if inside else _sibling(out), inside)
     with _locked(place.work):
         try:
-            if _read_json(place.work / _STATE) == state:
-                _take_back(place)
-            else:
+            _take_back(place)
+            if _read_json(place.work / _STATE) != state:
                 _clear(place.work)
                 write_durably(place.work / _STATE, json.dumps(state).encode())
             yield place
         except BaseException:
+            _take_back(place)
             shutil.rmtree(place.work, ignore_errors=True)
             raise
 
 
 def publish(place: Workplace) -> None:
     """Make the work the output: all of it, or (killed at any moment) none that looks complete."""
-    for leftover in place.work.glob(".*.receipt"):
-        leftover.unlink()
+    # Hidden names are receipts and half-written files: no output has one.
+    for leftover in place.work.glob(".*"):
+        if leftover.name not in (_LOCK, _STATE):
+            leftover.unlink()
     if place.inside:
         _fill(place)
         return
@@ -157,6 +168,17 @@ def write_durably(path: Path, content: bytes) -> None:
         temporary.rename(path)
     except OSError as error:
         raise cannot_write(path, error) from error
+
+
+def copy_durably(source: Path, target: Path) -> None:
+    """Copy a file of any size, a block at a time, and make it durable."""
+    try:
+        with source.open("rb") as reader, target.open("wb") as writer:
+            shutil.copyfileobj(reader, writer, 2**20)
+            writer.flush()
+            os.fsync(writer.fileno())
+    except OSError as error:
+        raise cannot_write(target, error) from error
 
 
 def _sibling(out: Path) -> Path:
@@ -198,12 +220,18 @@ def _locked(work: Path) -> Generator[None]:
         os.close(fd)
 
 
+def _others(out: Path) -> list[str]:
+    """What lies in a directory besides our work and what a new file system comes with."""
+    return [p.name for p in out.iterdir() if p.name not in (_INSIDE, "lost+found")]
+
+
 def _take_back(place: Workplace) -> None:
-    """Undo a filling that was cut short: files already moved out return to the work."""
-    if place.inside:
-        for path in place.out.iterdir():
-            if path.name != _INSIDE:
-                path.rename(place.work / path.name)
+    """Undo a filling that was cut short: what was moved out returns to the work, nothing else."""
+    filling = _read_json(place.work / _FILLING) or {"names": []}
+    for name in filling["names"]:
+        if os.path.lexists(place.out / name) and not os.path.lexists(place.work / name):
+            (place.out / name).rename(place.work / name)
+    (place.work / _FILLING).unlink(missing_ok=True)
 
 
 def _clear(work: Path) -> None:
@@ -218,8 +246,11 @@ def _clear(work: Path) -> None:
 
 def _fill(place: Workplace) -> None:
     """Move everything up into the existing directory, the manifest last."""
-    kept = (_LOCK, _STATE, MANIFEST)
-    names = sorted(p.name for p in place.work.iterdir() if p.name not in kept)
+    names = sorted(p.name for p in place.work.iterdir() if not p.name.startswith("."))
+    names.remove(MANIFEST)
+    # A run that finds the work again must know which files of the directory are ours.
+    filling = json.dumps({"names": [*names, MANIFEST]})
+    write_durably(place.work / _FILLING, filling.encode())
     for name in [*names, MANIFEST]:
         (place.work / name).rename(place.out / name)
     sync_directory(place.out)

@@ -50,7 +50,7 @@ def open_inputs(
     reached.
     """
     adapter_reference = resolve(adapter, "adapter", progress=progress)
-    opened = open_adapter(adapter_reference.path)
+    opened = open_adapter(adapter_reference.path.absolute())
     named = opened.config.get("base_model_name_or_path")
     if base is None:
         base = _named_base(opened, named)
@@ -67,7 +67,11 @@ def open_inputs(
             f"The adapter was trained on {named}, and is merged into {base_reference.hub_id}.",
         )
     return Inputs(
-        open_checkpoint(base_reference.path), base_reference, opened, adapter_reference, notes
+        open_checkpoint(base_reference.path.absolute()),
+        base_reference,
+        opened,
+        adapter_reference,
+        notes,
     )
 
 

@@ -26,6 +26,7 @@ _PICKLED_INDEX = "pytorch_model.bin.index.json"
 _OTHER_WEIGHTS = re.compile(
     r".*\.(safetensors|gguf|onnx|onnx_data|h5|msgpack|tflite|ckpt|pth|mlmodel|ot|index\.json)"
     r"|(pytorch_model|model|consolidated|diffusion_pytorch_model|openvino_model).*\.(bin|pt)"
+    r"|(optimizer|scheduler|scaler|rng_state).*\.(bin|pt|pth)"
 )
 _MANIFESTS = ("remerge.json", "provenance.json", "remerge.preparations")
 
@@ -205,6 +206,8 @@ def _side_files(path: Path, weights: set[str]) -> tuple[tuple[str, ...], tuple[s
             name = (relative / file).as_posix()
             if name in weights or file.startswith(".") or name in _MANIFESTS:
                 continue
+            if not name.isprintable():
+                raise BadInput(f"{path} holds a file with an unreadable name, {name!r}.")
             if not (Path(folder) / file).is_file():
                 raise BadInput(f"{path / name} is not a regular file.")
             check_inside(path / name, path)
@@ -218,6 +221,6 @@ def _sentence_transformer_folders(path: Path) -> set[tuple[str, ...]]:
     """Sub-folders that sentence-transformers lists: their weights are part of the model."""
     try:
         modules = json.loads((path / "modules.json").read_bytes())
-        return {(module["path"],) for module in modules if module["path"]}
+        return {PurePosixPath(module["path"]).parts[:1] for module in modules if module["path"]}
     except (OSError, ValueError, TypeError, KeyError):
         return set()

@@ -73,7 +73,7 @@ def open_pickled(path: Path) -> PickledFile:
     for name, value in cast("dict[Any, Any]", loaded).items():
         if type(name) is not str or not isinstance(value, torch.Tensor):
             raise BadInput(f"{path}: entry {name!r} is not a tensor.")
-        memory = (value.data_ptr(), tuple(value.shape), value.dtype)
+        memory = (value.data_ptr(), tuple(value.shape), value.stride(), value.dtype)
         if memory not in seen or value.numel() == 0:
             seen.add(memory)
             tensors[name] = value

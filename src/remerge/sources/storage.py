@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import weakref
 from pathlib import Path
 
 from remerge.errors import BadInput, TryAgain
@@ -37,12 +38,15 @@ class InputFile:
         try:
             self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                raise TryAgain(f"Cannot open {path}: {error.strerror}.") from error
             raise BadInput(f"Cannot open {path}: {error.strerror}.") from error
         self._direct = _open_direct(path, os.O_RDONLY)
         self._refused = False
         status = os.fstat(self._fd)
         self.size = status.st_size
         self.identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+        self.close = weakref.finalize(self, _close, self._fd, self._direct)
 
     def read_into(self, buffer: memoryview, offset: int, length: int) -> None:
         """Fill ``buffer[:length]`` from ``offset``.
@@ -99,9 +103,6 @@ class InputFile:
             status.st_mtime_ns,
         )
 
-    def close(self) -> None:
-        _close(self._fd, self._direct)
-
 
 class OutputFile:
     """A new file of known size, written in aligned chunks in any order."""
@@ -116,6 +117,7 @@ class OutputFile:
             raise cannot_write(path, error) from error
         self._direct = _open_direct(path, os.O_RDWR)
         self._refused = False
+        self.close = weakref.finalize(self, _close, self._fd, self._direct)
 
     def write(self, buffer: memoryview, offset: int, length: int) -> None:
         """Write ``buffer[:length]`` at ``offset``, a multiple of `BLOCK`.
@@ -149,9 +151,6 @@ class OutputFile:
             os.fsync(self._fd)
         except OSError as error:
             raise cannot_write(self.path, error) from error
-
-    def close(self) -> None:
-        _close(self._fd, self._direct)
 
 
 def cannot_write(path: Path, error: OSError) -> TryAgain | BadInput:

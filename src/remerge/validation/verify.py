@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,7 +83,7 @@ def verify(
     unread = [shard for shard in plan.base.shards if shard.name not in twins]
     with plan.open(device) as merged:
         _restore_preparations(merged, plan, output)
-        counter = _counter(sum(file.size for file in plan.files), report)
+        counter = _counter(sum(part.size for part in (*plan.files, *unread)), report)
         digests = derive(merged, plan.files, unread, sink, resources, counter)
     digests["config.json"] = file_digest(plan.base.path / "config.json")
     _check_input(manifest.base, plan.base.path, digests, "base")
@@ -105,11 +106,14 @@ def _judge(output: Path, manifest: Manifest, plan: Plan, sink: _Comparer) -> Non
         raise _failure(output / file.name, where, as_recorded)
     for side in plan.side_files:
         path = output / side.name
-        content = side.content
-        if content is None and side.source is not None:
-            content = side.source.read_bytes()
-        as_recorded = file_digest(path) == recorded.get(side.name)
-        if path.read_bytes() != content or not as_recorded:
+        found = file_digest(path)
+        derived = (
+            hashlib.sha256(side.content).hexdigest()
+            if side.content is not None
+            else file_digest(side.source)
+        )
+        as_recorded = found == recorded.get(side.name)
+        if found != derived or not as_recorded:
             raise _failure(path, "", as_recorded)
 
 
@@ -217,6 +221,8 @@ class _Comparer:
 
     def finish(self, file: OutputFile, digest: str, twin_digest: str | None) -> None:
         self.digests[file.name] = digest
+        with self._lock:
+            self._files.pop(file.name).close()
 
     def _note(self, difference: _Difference) -> None:
         with self._lock:
