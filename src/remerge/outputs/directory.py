@@ -211,10 +211,12 @@ def _locked(work: Path) -> Generator[None]:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise Locked(
-                f"Another remerge is writing {work.parent}.",
-                hint="Wait for it to end, or choose another -o.",
-            ) from error
+            # Some network mounts have no locks; there one goes on without.
+            if error.errno in (errno.EWOULDBLOCK, errno.EAGAIN):
+                raise Locked(
+                    f"Another remerge is writing {work.parent}.",
+                    hint="Wait for it to end, or choose another -o.",
+                ) from error
         yield
     finally:
         os.close(fd)

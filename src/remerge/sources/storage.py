@@ -8,6 +8,7 @@ calls go through the page cache, with the same result.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import mmap
 import os
@@ -57,6 +58,7 @@ class InputFile:
         done = 0
         try:
             aligned = offset % BLOCK == 0 and round_up(length) <= len(buffer)
+            aligned = aligned and _address(buffer) % BLOCK == 0
             if self._direct is not None and aligned and not self._refused:
                 done = self._read_direct(self._direct, buffer, offset, length)
             while done < length:
@@ -171,11 +173,22 @@ def cannot_write(path: Path, error: OSError) -> TryAgain | BadInput:
 
 def sync_directory(path: Path) -> None:
     """Make renames inside a directory durable."""
-    fd = os.open(path, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
+    try:
+        fd = os.open(path, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
+    except PermissionError:
+        return
     try:
         os.fsync(fd)
+    except OSError as error:
+        # Some network file systems cannot, and then need not.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
     finally:
         os.close(fd)
+
+
+def _address(buffer: memoryview) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(buffer))
 
 
 def _close(*descriptors: int | None) -> None:
