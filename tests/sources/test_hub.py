@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from remerge.errors import BadInput, TryAgain
-from remerge.sources.references import Reference, known_digest, resolve
+from remerge.sources.references import Reference, resolve, stated_digest
 from tests.hub_server import TOKEN, HubServer
 
 
@@ -254,10 +254,10 @@ def test_the_cache_states_digests_of_large_files(hub, tmp_path):
     found = resolve("org/name", "base")
     for name in SHARDS:
         content = (tmp_path / "src" / name).read_bytes()
-        assert known_digest(found.path / name) == hashlib.sha256(content).hexdigest()
-    assert known_digest(found.path / "config.json") is None  # a git blob, named by SHA-1
-    assert known_digest(tmp_path / "src" / SHARDS[0]) is None
-    assert known_digest(tmp_path / "nowhere") is None
+        assert stated_digest(found.path / name) == hashlib.sha256(content).hexdigest()
+    assert stated_digest(found.path / "config.json") is None  # a git blob, named by SHA-1
+    assert stated_digest(tmp_path / "src" / SHARDS[0]) is None
+    assert stated_digest(tmp_path / "nowhere") is None
 
 
 def test_links_that_only_look_like_the_cache_state_nothing(tmp_path):
@@ -265,15 +265,15 @@ def test_links_that_only_look_like_the_cache_state_nothing(tmp_path):
     write(tmp_path, f"blobs/{name}", f"repo/blobs/{name}", "elsewhere/x", "repo/snapshots/c/x")
     outside = tmp_path / "elsewhere" / "link"
     outside.symlink_to(tmp_path / "repo" / "blobs" / name)
-    assert known_digest(outside) is None
+    assert stated_digest(outside) is None
     other = tmp_path / "repo" / "snapshots" / "c" / "link"
     other.symlink_to(tmp_path / "blobs" / name)
-    assert known_digest(other) is None
+    assert stated_digest(other) is None
     # A blob that links on, to the store that names files by Xet hash, keeps its own name.
     (tmp_path / "repo" / "blobs" / ("1" * 64)).symlink_to(tmp_path / "blobs" / name)
     right = tmp_path / "repo" / "snapshots" / "c" / "right"
     right.symlink_to(Path("../../blobs") / ("1" * 64))
-    assert known_digest(right) == "1" * 64
+    assert stated_digest(right) == "1" * 64
 
 
 # --- as a program --------------------------------------------------------------------------------

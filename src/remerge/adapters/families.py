@@ -25,7 +25,6 @@ __all__ = [
     "Misfit",
     "Wanted",
     "changes",
-    "misfits",
     "wanted",
 ]
 
@@ -107,18 +106,6 @@ def changes(adapter: AdapterFacts, base: BaseFacts, names: Names) -> Changes:
 def wanted(adapter: AdapterFacts) -> Wanted:
     """The modules and parameters that the adapter speaks of, as `find_names` asks for them."""
     return _family(adapter).wanted(adapter)
-
-
-def misfits(adapter: AdapterFacts, base: BaseFacts, names: Names) -> tuple[Misfit, ...]:
-    """The adapter's tensors that have no place in the base, () when it fits.
-
-    Raises `Unsupported` and `BadInput` as `changes` does.
-    """
-    try:
-        changes(adapter, base, names)
-    except DoesNotFit as error:
-        return error.misfits
-    return ()
 
 
 def _family(adapter: AdapterFacts) -> Family:

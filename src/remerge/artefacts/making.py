@@ -45,7 +45,7 @@ from remerge.outputs.directory import (
     write_durably,
 )
 from remerge.outputs.planning import Inputs
-from remerge.sources.references import Reference
+from remerge.sources.references import Reference, stated_digest
 from remerge.sources.storage import OutputFile as File
 from remerge.version import ALGORITHM, __version__
 
@@ -129,10 +129,13 @@ def make(
 
 
 def input_digests(plan: Plan) -> dict[str, str]:
-    """SHA-256 of every input that a merge key names, read where it is not known already."""
+    """SHA-256 of every input that a merge key names: as the Hub's cache states it, as it was read
+    before, else read now. A merge itself always computes them."""
     found = {f"adapter/{name}": digest for name, digest in plan.adapter.digests().items()}
     paths = {shard.name: shard.path for shard in plan.base.shards}
-    known = {name: user_index.known_digest(path) for name, path in paths.items()}
+    known = {
+        name: stated_digest(path) or user_index.known_digest(path) for name, path in paths.items()
+    }
     unknown = [name for name, digest in known.items() if digest is None]
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         digests = dict(zip(unknown, pool.map(file_digest, map(paths.get, unknown)), strict=True))

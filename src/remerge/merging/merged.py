@@ -16,11 +16,11 @@ from typing import Any, cast
 import torch
 
 from remerge.adapters.deltas import Change, Factor, Load, Prepared
-from remerge.errors import BadInput
+from remerge.errors import BadInput, Unsupported
 from remerge.merging.kernel import Scratch, merge_elements
 from remerge.merging.preparations import prepare
 from remerge.sources.checkpoint import Checkpoint, StoredTensor
-from remerge.sources.dtypes import MERGEABLE, torch_dtype
+from remerge.sources.dtypes import BITS, MERGEABLE, torch_dtype
 from remerge.sources.pickled import PickledFile
 from remerge.sources.storage import InputFile
 
@@ -189,7 +189,12 @@ class MergedCheckpoint(Mapping[str, "MergedTensor"]):
         return self._local.scratch
 
     def read_elements(self, plan: TensorPlan, first: int, count: int) -> torch.Tensor:
-        """``count`` elements of the output tensor from ``first`` on, 1-D."""
+        """``count`` elements of the output tensor from ``first`` on, 1-D.
+
+        Raises `Unsupported` for formats that pack several elements into a byte.
+        """
+        if BITS[plan.dtype] % 8:
+            raise Unsupported(f"Tensor {plan.name} is {plan.dtype}, which torch cannot index.")
         source = None
         if plan.source is not None and (plan.change is None or plan.change.reads_base):
             source = self.read_base(plan.source, first, count)

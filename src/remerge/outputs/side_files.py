@@ -39,7 +39,6 @@ _TOKENIZER = frozenset(
 )
 _TEMPLATES = frozenset({"chat_template.jinja", "chat_template.json"})
 _TEMPLATE_FOLDER = "additional_chat_templates/"
-_OWN = frozenset({"remerge.json", "provenance.json", "remerge.preparations"})
 
 
 def side_files(
@@ -150,8 +149,3 @@ def _set_dtype(document: dict[str, Any], dtype: str) -> None:
         nested = as_object(value)
         if nested is not None and ("dtype" in nested or "torch_dtype" in nested):
             _set_dtype(nested, dtype)
-
-
-def own_names() -> frozenset[str]:
-    """Names that remerge writes itself and never carries along."""
-    return _OWN

@@ -13,6 +13,7 @@ import difflib
 import os
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -76,7 +77,7 @@ def resolve(
     return Reference(listing.folder / subfolder, spec.repo_id, listing.commit, subfolder or None)
 
 
-def known_digest(path: Path) -> str | None:
+def stated_digest(path: Path) -> str | None:
     """The SHA-256 that the Hub's cache states for a file: the name of the blob it links to.
 
     It is what the Hub announced at the download, not a check of the bytes on disk.
@@ -247,11 +248,10 @@ def _neither(text: str) -> BadInput:
     """Say why `text` is neither a directory nor a repository, with names that are near."""
     path = _path(text.partition("\0")[0])
     near: list[str] = []
-    try:
+    # The parent may not be there either.
+    with suppress(OSError):
         siblings = [entry.name for entry in path.parent.iterdir() if entry.is_dir()]
         near = difflib.get_close_matches(path.name, siblings, n=3)
-    except OSError:
-        pass  # the parent is not there either
     hint = "Check the spelling."
     if near:
         hint = f"Did you mean {_some([str(path.parent / name) for name in near])}?"
