@@ -10,7 +10,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e .[peft] \
-		hypothesis pyright pytest pytest-timeout pytest-xdist ruff safetensors
+		bitsandbytes compressed-tensors hypothesis pyright pytest pytest-timeout pytest-xdist ruff safetensors
 	touch $@
 
 demo: $(VENV)/installed

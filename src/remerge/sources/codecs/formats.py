@@ -1,0 +1,58 @@
+"""The registry of quantised formats, and which tensors of a checkpoint are stored in one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from remerge.errors import Unsupported
+from remerge.sources.checkpoint import StoredTensor
+from remerge.sources.codecs.codec import Codec, Find, Read
+from remerge.sources.documents import as_object
+
+
+@dataclass(frozen=True)
+class Format:
+    """A quantised format: its ``quant_method`` in config.json, the piece of a tensor name that
+    gives it away where config.json is silent, and what finds its tensors."""
+
+    method: str
+    trace: str
+    find: Find
+
+
+FORMATS: tuple[Format, ...] = ()
+
+
+def find_codecs(
+    config: Mapping[str, Any], tensors: Mapping[str, StoredTensor], read: Read
+) -> dict[str, Codec]:
+    """The quantised tensors by the names they would have unquantised; {} for a plain checkpoint.
+
+    Raises `BadInput` and `Unsupported` as `Find` does, and for a ``quant_method`` not known here.
+    """
+    stated = quantisation(config)
+    method = stated.get("quant_method") if stated is not None else None
+    if method is not None:
+        found = next((f for f in FORMATS if f.method == method), None)
+        if found is None:
+            raise Unsupported(
+                f"The base is quantised with {method}, which is not read here.",
+                why="Formats that are: " + ", ".join(f.method for f in FORMATS) + ".",
+                hint="Merge into the unquantised original of this base.",
+            )
+        return {codec.name: codec for codec in found.find(config, tensors, read)}
+    for format in FORMATS:
+        if any(format.trace in name for name in tensors):
+            return {codec.name: codec for codec in format.find(config, tensors, read)}
+    return {}
+
+
+def quantisation(config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """``quantization_config`` of config.json or, of a composite model, of its text model."""
+    for place in (config, as_object(config.get("text_config")) or {}):
+        found = as_object(place.get("quantization_config"))
+        if found:
+            return found
+    return None
