@@ -9,7 +9,7 @@ from typing import Any
 from remerge.errors import Unsupported
 from remerge.sources.checkpoint import StoredTensor
 from remerge.sources.codecs.codec import Codec, Find, Read
-from remerge.sources.documents import as_object
+from remerge.sources.codecs.stated import quantisation
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,3 @@ def find_codecs(
         if any(format.trace in name for name in tensors):
             return {codec.name: codec for codec in format.find(config, tensors, read)}
     return {}
-
-
-def quantisation(config: Mapping[str, Any]) -> dict[str, Any] | None:
-    """``quantization_config`` of config.json or, of a composite model, of its text model."""
-    for place in (config, as_object(config.get("text_config")) or {}):
-        found = as_object(place.get("quantization_config"))
-        if found:
-            return found
-    return None
