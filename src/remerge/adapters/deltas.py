@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 
@@ -64,7 +64,13 @@ Load = Callable[[Factor], torch.Tensor]
 
 
 class Delta(Protocol):
-    """One step on one base tensor."""
+    """One step on one base tensor.
+
+    ``stage`` orders the steps of a tensor as PEFT does things: load (0), derive the residual (1),
+    round it (2), add what was trained (3), set trained rows (4).
+    """
+
+    stage: ClassVar[int]
 
     @property
     def factors(self) -> tuple[Factor, ...]:
@@ -78,6 +84,24 @@ class Delta(Protocol):
     def apply(self, tile: torch.Tensor, window: Window, load: Load, prepared: Prepared) -> None:
         """Change ``tile``, the float64 values of ``window``, in place."""
         ...
+
+
+@runtime_checkable
+class WholeRows(Protocol):
+    """A delta whose value at one place may need the base's whole row there, or rows around it."""
+
+    @property
+    def whole_rows(self) -> bool: ...
+
+    def widen(self, rows: range) -> range:
+        """The smallest range of rows around these that can be changed alone."""
+        ...
+
+
+def step_name(step: Delta) -> str:
+    """What a step is called in plans."""
+    name: str = getattr(step, "name", type(step).__name__)
+    return name
 
 
 # Factors above this many bytes are read by the rows that a window needs.
@@ -113,6 +137,8 @@ class LowRank:
     row: int = 0
     col: int = 0
 
+    stage: ClassVar[int] = 3
+
     @property
     def factors(self) -> tuple[Factor, ...]:
         return (self.left, self.right)
@@ -137,6 +163,8 @@ class Added:
     values: Factor
     scale: float
     row: int = 0
+
+    stage: ClassVar[int] = 3
 
     @property
     def factors(self) -> tuple[Factor, ...]:
@@ -165,6 +193,8 @@ class Replaced:
     col: int = 0
     whole: bool = True
 
+    stage: ClassVar[int] = 0
+
     @property
     def factors(self) -> tuple[Factor, ...]:
         return (self.values,)
@@ -188,6 +218,8 @@ class ReplacedRows:
     values: Factor
     indices: tuple[int, ...]
 
+    stage: ClassVar[int] = 4
+
     @property
     def factors(self) -> tuple[Factor, ...]:
         return (self.values,)
@@ -207,6 +239,8 @@ class Rounded:
     """``W = round(W)`` to a dtype: where PEFT stores an intermediate result in the base's dtype."""
 
     dtype: torch.dtype
+
+    stage: ClassVar[int] = 2
 
     @property
     def factors(self) -> tuple[Factor, ...]:
@@ -237,6 +271,22 @@ class Change:
     steps: tuple[Delta, ...]
     reads_base: bool = True
     source: str | None = None
+
+    @property
+    def whole_rows(self) -> bool:
+        """Whether values can only be computed by whole rows."""
+        return any(isinstance(step, WholeRows) and step.whole_rows for step in self.steps)
+
+    def widen(self, rows: range) -> range:
+        """The smallest range of rows around these that can be changed alone."""
+        while True:
+            wider = rows
+            for step in self.steps:
+                if isinstance(step, WholeRows) and step.whole_rows:
+                    wider = step.widen(wider)
+            if wider == rows:
+                return rows
+            rows = wider
 
 
 @dataclass(frozen=True)

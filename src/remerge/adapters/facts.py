@@ -1,10 +1,12 @@
-"""What is known of a checkpoint and of the class an adapter was trained with, before any read."""
+"""What is known of a base and an adapter before any weight is read, and a way to read."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
+
+import torch
 
 
 class TensorFacts(Protocol):
@@ -31,22 +33,62 @@ class ModelHint:
     base_model_class: str | None = None
 
 
-class FactorShapes(Protocol):
-    """Shapes of the two factors of one LoRA layer, None where one is missing."""
+class AdapterFacts(Protocol):
+    """A PEFT adapter directory: configuration and headers now, values when asked."""
 
     @property
-    def a(self) -> tuple[int, ...] | None: ...
+    def path(self) -> object: ...
 
     @property
-    def b(self) -> tuple[int, ...] | None: ...
-
-
-class Wanted(Protocol):
-    """What an adapter speaks of: layers with the shapes of their factors, and whole parameters
-    that it brings with theirs."""
+    def config(self) -> Mapping[str, Any]: ...
 
     @property
-    def modules(self) -> Mapping[str, Sequence[FactorShapes]]: ...
+    def tensors(self) -> Mapping[str, TensorFacts]: ...
+
+    def read(self, name: str) -> torch.Tensor:
+        """The tensor as stored."""
+        ...
+
+    def read_elements(self, name: str, start: int, count: int) -> torch.Tensor:
+        """Elements of the tensor as stored, 1-D."""
+        ...
+
+    def read_rows(self, name: str, rows: range) -> torch.Tensor:
+        """Rows of the tensor's first axis, as stored."""
+        ...
+
+
+class BaseFacts(Protocol):
+    """A base checkpoint: config.json and headers. Quantised tensors appear as decoded."""
 
     @property
-    def parameters(self) -> Mapping[str, tuple[int, ...]]: ...
+    def config(self) -> Mapping[str, Any]: ...
+
+    @property
+    def tensors(self) -> Mapping[str, TensorFacts]: ...
+
+
+@dataclass(frozen=True)
+class FactorShapes:
+    """Shapes of the two factors that an adapter has for one layer, None where one is missing or the
+    family has no such factors.
+
+    They are those of a Linear: the weight has ``b[0]`` rows and ``a[1]`` columns. An embedding's
+    factors are named and turned accordingly.
+    """
+
+    a: tuple[int, ...] | None
+    b: tuple[int, ...] | None
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What an adapter speaks of, before any name is looked up: the input of `find_names`.
+
+    ``modules``: the paths of adapted modules with their factors' shapes, several where several
+    parameters of a module are trained. ``parameters``: names of whole parameters that the adapter
+    brings, or whose rows it replaces, with the shapes of what it holds.
+    """
+
+    modules: Mapping[str, tuple[FactorShapes, ...]]
+    parameters: Mapping[str, tuple[int, ...]]

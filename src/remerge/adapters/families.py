@@ -6,22 +6,22 @@ A new family is one entry here and a module that turns keys into changes.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Protocol
+from typing import Any
 
+from remerge.adapters import tuner
 from remerge.adapters.deltas import Changes
-from remerge.adapters.lora import family as lora
-from remerge.adapters.lora.facts import AdapterFacts, BaseFacts, LoraShapes, Wanted
-from remerge.adapters.lora.misfits import DoesNotFit, Misfit
+from remerge.adapters.facts import AdapterFacts, BaseFacts, FactorShapes, Wanted
+from remerge.adapters.lora.family import LORA
+from remerge.adapters.misfits import DoesNotFit, Misfit
 from remerge.adapters.regions import Names
+from remerge.adapters.tuner import Tuner
 from remerge.errors import BadInput, Unsupported
 
 __all__ = [
     "AdapterFacts",
     "BaseFacts",
     "DoesNotFit",
-    "Family",
-    "LoraShapes",
+    "FactorShapes",
     "Misfit",
     "Wanted",
     "changes",
@@ -29,23 +29,9 @@ __all__ = [
 ]
 
 
-class _Changes(Protocol):
-    def __call__(self, adapter: AdapterFacts, base: BaseFacts, names: Names) -> Changes: ...
-
-
-class _Wanted(Protocol):
-    def __call__(self, adapter: AdapterFacts) -> Wanted: ...
-
-
-@dataclass(frozen=True)
-class Family:
-    """What one `peft_type` needs: the names it speaks of, and the changes it asks for."""
-
-    wanted: _Wanted
-    changes: _Changes
-
-
-FAMILIES: Mapping[str, Family] = {"LORA": Family(lora.wanted, lora.changes)}
+FAMILIES: Mapping[str, Tuner[Any]] = {
+    "LORA": LORA,
+}
 
 # Families whose change of a weight can be computed from adapter and base; they lack an entry above.
 PLANNED = frozenset(
@@ -100,15 +86,15 @@ def changes(adapter: AdapterFacts, base: BaseFacts, names: Names) -> Changes:
     Raises `DoesNotFit` (with all misfits) when a tensor of the adapter has no place in the base,
     `Unsupported` for kinds that cannot be merged and `BadInput` for a broken configuration.
     """
-    return _family(adapter).changes(adapter, base, names)
+    return tuner.changes(_family(adapter), adapter, base, names)
 
 
 def wanted(adapter: AdapterFacts) -> Wanted:
     """The modules and parameters that the adapter speaks of, as `find_names` asks for them."""
-    return _family(adapter).wanted(adapter)
+    return tuner.wanted(_family(adapter), adapter)
 
 
-def _family(adapter: AdapterFacts) -> Family:
+def _family(adapter: AdapterFacts) -> Tuner[Any]:
     kind = adapter.config.get("peft_type")
     if not isinstance(kind, str):
         raise BadInput(

@@ -8,11 +8,10 @@ skeleton and asking transformers' loader.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from remerge.adapters.direct_names import DirectNames, are_direct, are_plain, direct_names
-from remerge.adapters.facts import FactorShapes, ModelHint, TensorFacts, Wanted
+from remerge.adapters.facts import ModelHint, TensorFacts, Wanted
 from remerge.adapters.regions import Names
 from remerge.errors import Unsupported
 
@@ -25,16 +24,6 @@ __all__ = [
     "find_names",
     "model_names",
 ]
-
-
-@dataclass(frozen=True)
-class _Nothing:
-    """An adapter that speaks of nothing."""
-
-    modules: Mapping[str, tuple[FactorShapes, ...]] = field(
-        default_factory=dict[str, tuple[FactorShapes, ...]]
-    )
-    parameters: Mapping[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])
 
 
 def find_names(
@@ -59,7 +48,7 @@ def model_names(
     wanted: Wanted | None = None,
 ) -> Names:
     """Names under the model class that the adapter was trained with, as transformers builds it."""
-    wanted = wanted or _Nothing()
+    wanted = wanted or Wanted({}, {})
     # Importing transformers takes seconds, and most merges can do without.
     from remerge.adapters import meta_model, model_names
 

@@ -137,6 +137,7 @@ def _dry_run(
     verbose: bool,
 ) -> None:
     import remerge
+    from remerge.adapters.deltas import step_name
     from remerge.artefacts.making import input_digests
     from remerge.merging.budget import forecast
     from remerge.merging.plan import merge_key
@@ -183,7 +184,7 @@ def _dry_run(
     if verbose:
         for tensor in plan.touched:
             steps = tensor.change.steps if tensor.change is not None else ()
-            click.echo(f"  {tensor.name}: {', '.join(type(step).__name__ for step in steps)}")
+            click.echo(f"  {tensor.name}: {', '.join(step_name(step) for step in steps)}")
     touched = len(plan.touched)
     print_table(
         [

@@ -48,9 +48,9 @@ class Scratch:
     wide: torch.Tensor
 
     @classmethod
-    def new(cls, device: torch.device) -> Scratch:
+    def new(cls, device: torch.device, elements: int = TILE_ELEMENTS) -> Scratch:
         """Room for a tile in float64."""
-        return cls(torch.empty(TILE_ELEMENTS, dtype=torch.float64, device=device))
+        return cls(torch.empty(elements, dtype=torch.float64, device=device))
 
 
 def merge_elements(

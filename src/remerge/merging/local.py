@@ -20,9 +20,12 @@ import torch
 from remerge.merging.budget import Resources
 from remerge.merging.merged import MergedCheckpoint
 from remerge.merging.plan import OutputFile, Piece
-from remerge.sources.checkpoint import Shard
+from remerge.sources.checkpoint import Shard, StoredTensor
 from remerge.sources.dtypes import itemsize, torch_dtype
 from remerge.sources.storage import aligned_buffer
+
+# Decoded at a time: unpacking takes several times the room of the values.
+DECODED_ELEMENTS = 2**19
 
 
 class Sink(Protocol):
@@ -203,7 +206,7 @@ class _Run:
         lane, length = chunk.lane, chunk.stop - chunk.start
         data = buffers.chunk[:length]
         if lane.shard is not None:
-            source = self.merged.raw_file(lane.shard.name)
+            source = self.merged.reader.raw_file(lane.shard.name)
             source.read_into(buffers.chunk, chunk.start, length)
             lane.read.update(chunk.number, data)
         tensor = lane.shard.name if lane.shard is not None else ""
@@ -231,9 +234,9 @@ class _Run:
         start, stop = max(piece.start, chunk.start), min(piece.stop, chunk.stop)
         place = buffers.chunk[start - chunk.start : stop - chunk.start]
         stored = plan.source
-        if plan.copied and stored is not None:
+        if plan.copied and isinstance(stored, StoredTensor):
             offset = stored.start + start - piece.start
-            self.merged.file(stored.shard).read_into(place, offset, stop - start)
+            self.merged.reader.file(stored.shard).read_into(place, offset, stop - start)
             return
         target = torch.frombuffer(place, dtype=torch_dtype(plan.dtype))
         first = (start - piece.start) // itemsize(plan.dtype)
@@ -245,15 +248,21 @@ class _Run:
             self._convert(piece, buffers, target, first)
 
     def _convert(self, piece: Piece, buffers: _Buffers, target: torch.Tensor, first: int) -> None:
-        """Merge from base elements of another place or dtype, a buffer at a time."""
+        """Merge from base elements of another place, dtype or format, a buffer at a time."""
         stored = piece.plan.source
         assert stored is not None
+        if not isinstance(stored, StoredTensor):
+            for done in range(0, target.numel(), DECODED_ELEMENTS):
+                count = min(DECODED_ELEMENTS, target.numel() - done)
+                source = self.merged.reader.values(stored, first + done, count)
+                self.merged.merge(piece.plan, source, target[done : done + count], first + done)
+            return
         size = itemsize(stored.dtype)
         step = len(buffers.source) // size
         for done in range(0, target.numel(), step):
             count = min(step, target.numel() - done)
             offset = stored.start + (first + done) * size
-            self.merged.file(stored.shard).read_into(buffers.source, offset, count * size)
+            self.merged.reader.file(stored.shard).read_into(buffers.source, offset, count * size)
             source = torch.frombuffer(buffers.source, dtype=torch_dtype(stored.dtype), count=count)
             self.merged.merge(piece.plan, source, target[done : done + count], first + done)
 

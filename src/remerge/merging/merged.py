@@ -17,12 +17,11 @@ import torch
 
 from remerge.adapters.deltas import Change, Factor, Load, Prepared
 from remerge.errors import BadInput, Unsupported
-from remerge.merging.kernel import Scratch, merge_elements
+from remerge.merging.kernel import TILE_ELEMENTS, Scratch, merge_elements
 from remerge.merging.preparations import prepare
-from remerge.sources.checkpoint import Checkpoint, StoredTensor
+from remerge.sources.checkpoint import Checkpoint
 from remerge.sources.dtypes import BITS, MERGEABLE, torch_dtype
-from remerge.sources.pickled import PickledFile
-from remerge.sources.storage import InputFile
+from remerge.sources.reading import Reader, Source
 
 _FACTOR_BUDGET = 2**26
 # Both factors of a few tensors stay however large they are: without them every tile would read
@@ -41,7 +40,7 @@ class TensorPlan:
     name: str
     dtype: str
     shape: tuple[int, ...]
-    source: StoredTensor | None
+    source: Source | None
     change: Change | None
 
     @property
@@ -105,12 +104,11 @@ class MergedCheckpoint(Mapping[str, "MergedTensor"]):
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     adapter_bytes: int = 0
     prepared: dict[str, Sequence[Prepared]] = field(default_factory=dict[str, Sequence[Prepared]])
-    _files: dict[str, InputFile] = field(default_factory=dict[str, InputFile])
-    _lock: Any = field(default_factory=Lock)
     _local: Any = field(default_factory=local)
 
     def __post_init__(self) -> None:
         self._factors = FactorCache(self.device, self.adapter_bytes)
+        self.reader = Reader(self.base)
 
     def __getitem__(self, name: str) -> MergedTensor:
         return MergedTensor(self, self.plans[name])
@@ -131,17 +129,6 @@ class MergedCheckpoint(Mapping[str, "MergedTensor"]):
 
         return load_model(self, **kwargs)
 
-    def file(self, shard: str) -> InputFile | PickledFile:
-        """The open file of a base shard, as its header describes it."""
-        return self.base.shard(shard).pickled or self.raw_file(shard)
-
-    def raw_file(self, shard: str) -> InputFile:
-        """The open file of a base shard, as it lies on disk."""
-        with self._lock:
-            if shard not in self._files:
-                self._files[shard] = InputFile(self.base.shard(shard).path)
-            return self._files[shard]
-
     @property
     def load(self) -> Load:
         return self._factors.load
@@ -158,15 +145,38 @@ class MergedCheckpoint(Mapping[str, "MergedTensor"]):
                 raise ValueError(f"{plan.name} has neither a source nor a change")
             _cast(plan, source, target, first)
             return
-        merge_elements(
-            plan.change,
-            source,
-            target,
-            first,
-            self.load,
-            self.prepare(plan.change),
-            self._scratch(),
-        )
+        prepared = self.prepare(plan.change)
+        if plan.change.whole_rows and plan.source is not None:
+            self._merge_rows(plan, plan.change, target, first, prepared)
+            return
+        scratch = self._scratch()
+        merge_elements(plan.change, source, target, first, self.load, prepared, scratch)
+
+    def _merge_rows(
+        self,
+        plan: TensorPlan,
+        change: Change,
+        target: torch.Tensor,
+        first: int,
+        prepared: Sequence[Prepared],
+    ) -> None:
+        """As `merge`, where a value depends on its whole row: rows cut by the ends of ``target``
+        are read whole, and all of them computed."""
+        assert plan.source is not None
+        columns = change.view[1]
+        last = -(-(first + target.numel()) // columns)
+        step = max(1, TILE_ELEMENTS // columns)
+        row = first // columns
+        while row < last:
+            rows = change.widen(range(row, min(row + step, last)))
+            start, count = rows.start * columns, len(rows) * columns
+            source = self.reader.values(plan.source, start, count)
+            whole = torch.empty(count, dtype=target.dtype)
+            scratch = self._scratch(count)
+            merge_elements(change, source, whole, start, self.load, prepared, scratch)
+            begin, end = max(first, row * columns), min(first + target.numel(), rows.stop * columns)
+            target[begin - first : end - first] = whole[begin - start : end - start]
+            row = rows.stop
 
     def prepare(self, change: Change) -> Sequence[Prepared]:
         """The preparations of a tensor's steps, computed at the first call.
@@ -177,16 +187,18 @@ class MergedCheckpoint(Mapping[str, "MergedTensor"]):
         if found is None:
             matrix = None
             if change.reads_base:
-                stored = self.base.tensors[change.source or change.tensor]
-                matrix = StoredMatrix(self, stored, change.view)
+                source = self.plans[change.tensor].source
+                assert source is not None
+                matrix = SourceMatrix(self, source, change.view)
             computed = prepare(change, matrix, self.load, self.device)
             found = self.prepared.setdefault(change.tensor, computed)
         return found
 
-    def _scratch(self) -> Scratch:
-        if not hasattr(self._local, "scratch"):
-            self._local.scratch = Scratch.new(self.device)
-        return self._local.scratch
+    def _scratch(self, elements: int = TILE_ELEMENTS) -> Scratch:
+        found: Scratch | None = getattr(self._local, "scratch", None)
+        if found is None or found.wide.numel() < elements:
+            found = self._local.scratch = Scratch.new(self.device, max(elements, TILE_ELEMENTS))
+        return found
 
     def read_elements(self, plan: TensorPlan, first: int, count: int) -> torch.Tensor:
         """``count`` elements of the output tensor from ``first`` on, 1-D.
@@ -197,27 +209,15 @@ class MergedCheckpoint(Mapping[str, "MergedTensor"]):
             raise Unsupported(f"Tensor {plan.name} is {plan.dtype}, which torch cannot index.")
         source = None
         if plan.source is not None and (plan.change is None or plan.change.reads_base):
-            source = self.read_base(plan.source, first, count)
+            source = self.reader.values(plan.source, first, count)
             if plan.copied:
                 return source
         target = torch.empty(count, dtype=torch_dtype(plan.dtype))
         self.merge(plan, source, target, first)
         return target
 
-    def read_base(self, stored: StoredTensor, first: int, count: int) -> torch.Tensor:
-        """``count`` elements of a base tensor from ``first`` on, 1-D, as stored."""
-        dtype = torch_dtype(stored.dtype)
-        buffer = bytearray(count * dtype.itemsize)
-        if not buffer:
-            return torch.empty(0, dtype=dtype)
-        offset = stored.start + first * dtype.itemsize
-        self.file(stored.shard).read_into(memoryview(buffer), offset, len(buffer))
-        return torch.frombuffer(buffer, dtype=dtype)
-
     def close(self) -> None:
-        for file in self._files.values():
-            file.close()
-        self._files.clear()
+        self.reader.close()
 
     def __enter__(self) -> MergedCheckpoint:
         return self
@@ -290,18 +290,19 @@ def output_dtype(stored: str, wanted: str | None) -> str:
 
 
 @dataclass(frozen=True)
-class StoredMatrix:
+class SourceMatrix:
     """A base tensor's matrix view as a preparation reads it: whole rows in float64."""
 
     checkpoint: MergedCheckpoint
-    stored: StoredTensor
+    source: Source
     shape: tuple[int, int]
 
     @property
     def dtype(self) -> torch.dtype:
-        return torch_dtype(self.stored.dtype)
+        return torch_dtype(self.source.dtype)
 
     def rows(self, rows: range) -> torch.Tensor:
         columns = self.shape[1]
-        flat = self.checkpoint.read_base(self.stored, rows.start * columns, len(rows) * columns)
+        start, count = rows.start * columns, len(rows) * columns
+        flat = self.checkpoint.reader.values(self.source, start, count)
         return flat.reshape(len(rows), columns).to(self.checkpoint.device, torch.float64)

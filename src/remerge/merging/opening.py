@@ -11,13 +11,13 @@ from remerge.adapters.deltas import Change, Changes
 from remerge.errors import BadInput, Unsupported
 from remerge.merging.merged import TensorPlan, output_dtype
 from remerge.merging.recipe import Recipe
-from remerge.sources.checkpoint import Checkpoint
 from remerge.sources.documents import as_object
 from remerge.sources.dtypes import MERGEABLE
+from remerge.sources.reading import DecodedBase
 
 
-def read_changes(base: Checkpoint, adapter: Adapter) -> Changes:
-    """What the adapter asks for, in terms of the base's tensors.
+def read_changes(base: DecodedBase, adapter: Adapter) -> Changes:
+    """What the adapter asks for, in terms of the base's tensors as they read unquantised.
 
     Raises `BadInput` when anything of the adapter is left over, missing or of another shape.
     """
@@ -36,29 +36,27 @@ def hint_of(config: Mapping[str, Any]) -> names.ModelHint:
     )
 
 
-def plan_tensors(base: Checkpoint, changes: Changes, recipe: Recipe) -> dict[str, TensorPlan]:
+def plan_tensors(base: DecodedBase, changes: Changes, recipe: Recipe) -> dict[str, TensorPlan]:
     """Every tensor of the output, in the base's order, new ones last.
 
-    Raises `Unsupported` where a delta meets a tensor that is no plain float.
+    Raises `Unsupported` where a delta meets a tensor that is no float.
     """
     plans: dict[str, TensorPlan] = {}
     wanted = None if recipe.dtype == "keep" else recipe.dtype
-    for shard in base.shards:
-        for name in shard.header.tensors:
-            if name in changes.dropped:
-                continue
-            stored = base.tensors[name]
-            change = changes.tensors.get(name)
-            shape = stored.shape if change is None else change.shape
-            kept = stored.dtype if change is None else change.dtype
-            if change is not None and kept not in MERGEABLE and not _is_counter(change):
-                raise _quantised(name, kept, base.config)
-            plans[name] = TensorPlan(name, output_dtype(kept, wanted), shape, stored, change)
+    for name, source in base.tensors.items():
+        if name in changes.dropped:
+            continue
+        change = changes.tensors.get(name)
+        shape = tuple(source.shape) if change is None else change.shape
+        kept = source.dtype if change is None else change.dtype
+        if change is not None and kept not in MERGEABLE and not _is_counter(change):
+            raise _no_float(name, kept)
+        plans[name] = TensorPlan(name, output_dtype(kept, wanted), shape, source, change)
     for name, change in changes.tensors.items():
         if name not in plans:
             source = base.tensors.get(change.source or name)
             if change.reads_base and source is None:
-                raise BadInput(f"The base {base.path} has no tensor {name}.")
+                raise BadInput(f"The base has no tensor {name}.")
             dtype = output_dtype(change.dtype, wanted)
             plans[name] = TensorPlan(name, dtype, change.shape, source, change)
     return plans
@@ -69,13 +67,9 @@ def _is_counter(change: Change) -> bool:
     return not change.reads_base and change.dtype in ("I64", "I32", "BOOL")
 
 
-def _quantised(name: str, dtype: str, config: Mapping[str, Any]) -> Unsupported:
-    method = as_object(config.get("quantization_config"))
-    scheme = method.get("quant_method", "unknown") if method is not None else None
+def _no_float(name: str, dtype: str) -> Unsupported:
     return Unsupported(
-        f"Tensor {name} of the base is stored as {dtype}"
-        + (f" ({scheme} quantisation)" if scheme else "")
-        + ", to which no delta can be added.",
-        why="Adding to quantised codes would corrupt them silently.",
-        hint="Merge into the unquantised original of this base.",
+        f"Tensor {name} of the base is stored as {dtype}, to which no delta can be added.",
+        why="It holds the codes of a format that config.json and its tensors do not explain.",
+        hint="Restore the base's own config.json, or merge into its unquantised original.",
     )

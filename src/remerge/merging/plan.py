@@ -18,9 +18,11 @@ from typing import Any
 import torch
 
 from remerge.adapters.adapter import Adapter
+from remerge.adapters.deltas import step_name
 from remerge.merging.merged import MergedCheckpoint, TensorPlan
 from remerge.merging.recipe import Recipe
-from remerge.sources.checkpoint import Checkpoint, Shard
+from remerge.sources.checkpoint import Checkpoint, Shard, StoredTensor
+from remerge.sources.reading import Source
 from remerge.version import ALGORITHM
 
 
@@ -146,9 +148,17 @@ def _piece_document(piece: Piece) -> dict[str, Any]:
     plan = piece.plan
     document: dict[str, Any] = {"name": plan.name, "bytes": [piece.start, piece.stop]}
     if plan.source is not None and (plan.change is None or plan.change.reads_base):
-        document["from"] = [plan.source.shard, plan.source.start, plan.source.stop]
+        document["from"] = _origin(plan.source)
     if plan.source is not None and plan.source.dtype != plan.dtype:
         document["dtype"] = [plan.source.dtype, plan.dtype]
     if plan.change is not None:
-        document["steps"] = [type(step).__name__ for step in plan.change.steps]
+        document["steps"] = [step_name(step) for step in plan.change.steps]
     return document
+
+
+def _origin(source: Source) -> list[Any] | dict[str, Any]:
+    """Where a tensor's bytes come from: a range of a shard, or the parts of a quantised tensor."""
+    if isinstance(source, StoredTensor):
+        return [source.shard, source.start, source.stop]
+    parts = {role: [part.shard, part.start, part.stop] for role, part in source.parts.items()}
+    return {"format": source.format, **parts}

@@ -17,6 +17,7 @@ from remerge.merging.recipe import Recipe
 from remerge.outputs.safetensors import index_document, lay_out
 from remerge.outputs.side_files import side_files
 from remerge.sources.checkpoint import Checkpoint, open_checkpoint
+from remerge.sources.reading import decoded
 from remerge.sources.references import Reference, resolve
 
 
@@ -94,9 +95,10 @@ def make_plan(inputs: Inputs, recipe: Recipe, max_memory: int) -> Plan:
     finite. Raises `UsageError` when the memory budget is too small for the method.
     """
     base, adapter = inputs.base, inputs.adapter
-    changes = read_changes(base, adapter)
+    readable = decoded(base)
+    changes = read_changes(readable, adapter)
     check_finite(adapter)
-    tensors = plan_tensors(base, changes, recipe)
+    tensors = plan_tensors(readable, changes, recipe)
     files = lay_out(base, tensors, recipe.max_shard_size)
     for change in changes.tensors.values():
         check_memory(change, max_memory)

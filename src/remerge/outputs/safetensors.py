@@ -9,7 +9,7 @@ from typing import Any
 
 from remerge.merging.merged import TensorPlan
 from remerge.merging.plan import OutputFile, Piece
-from remerge.sources.checkpoint import INDEX, SINGLE, Checkpoint, Shard
+from remerge.sources.checkpoint import INDEX, SINGLE, Checkpoint, Shard, StoredTensor
 from remerge.sources.documents import as_object, read_json_object
 from remerge.sources.dtypes import BITS
 from remerge.sources.header import Header, build_header
@@ -25,14 +25,23 @@ def lay_out(
     if max_shard_size is not None:
         return _resharded(base, plans, max_shard_size)
     files: list[OutputFile] = []
-    new = [plan for name, plan in plans.items() if name not in base.tensors]
+    by_shard: dict[str, list[TensorPlan]] = {shard.name: [] for shard in base.shards}
+    for plan in plans.values():
+        by_shard[_home(plan, base)].append(plan)
     for shard in base.shards:
-        held = [plans[name] for name in shard.header.tensors if name in plans]
-        if shard is base.shards[-1]:
-            held += new
+        held = by_shard[shard.name]
         if held:
             files.append(_file(shard.safetensors_name, held, shard.header.metadata, shard))
     return tuple(files)
+
+
+def _home(plan: TensorPlan, base: Checkpoint) -> str:
+    """The shard that a tensor goes to: where its bytes or codes come from, else the last."""
+    if plan.name in base.tensors:
+        return base.tensors[plan.name].shard
+    if plan.source is not None and not isinstance(plan.source, StoredTensor):
+        return plan.source.parts["codes"].shard
+    return base.shards[-1].name
 
 
 def index_document(base: Checkpoint, files: Sequence[OutputFile]) -> tuple[str, bytes] | None:

@@ -13,6 +13,7 @@ import torch
 from remerge.sources.checkpoint import Checkpoint, StoredTensor
 from remerge.sources.codecs.codec import Codec
 from remerge.sources.codecs.formats import find_codecs
+from remerge.sources.codecs.stated import unquantised
 from remerge.sources.dtypes import torch_dtype
 from remerge.sources.pickled import PickledFile
 from remerge.sources.storage import InputFile
@@ -87,27 +88,38 @@ class Reader:
         self._spans.clear()
 
 
-def codecs_of(base: Checkpoint) -> Mapping[str, Codec]:
-    """The base's quantised tensors by the names they would have unquantised.
+@dataclass(frozen=True)
+class DecodedBase:
+    """A base as the model sees it: the configuration without its quantisation, every tensor by the
+    name it has unquantised, in the order of the shards (a quantised one at the place of its codes).
 
-    Raises `BadInput` where their parts contradict each other, `Unsupported` for unknown formats.
+    ``codecs`` are the quantised ones among them.
+    """
+
+    config: Mapping[str, Any]
+    tensors: Mapping[str, Source]
+    codecs: Mapping[str, Codec]
+
+
+def decoded(base: Checkpoint) -> DecodedBase:
+    """The base as it reads; the base itself where nothing is quantised.
+
+    Raises `BadInput` where parts of a quantised tensor contradict each other, `Unsupported` for
+    formats that are not known.
     """
     reader = Reader(base)
     try:
-        return find_codecs(base.config, base.tensors, reader.stored)
+        codecs = find_codecs(base.config, base.tensors, reader.stored)
     finally:
         reader.close()
-
-
-def decoded_tensors(base: Checkpoint, codecs: Mapping[str, Codec]) -> dict[str, Source]:
-    """The base as it reads: each tensor by name, in the order of the shards, every quantised one
-    once, at the place of its codes."""
-    whole = {part.name: codec for codec in codecs.values() for part in codec.parts.values()}
+    if not codecs:
+        return DecodedBase(unquantised(base.config), base.tensors, {})
+    parts = {part.name for codec in codecs.values() for part in codec.parts.values()}
     at = {codec.parts["codes"].name: codec for codec in codecs.values()}
-    found: dict[str, Source] = {}
+    tensors: dict[str, Source] = {}
     for name, stored in base.tensors.items():
         if name in at:
-            found[at[name].name] = at[name]
-        elif name not in whole:
-            found[name] = stored
-    return found
+            tensors[at[name].name] = at[name]
+        elif name not in parts:
+            tensors[name] = stored
+    return DecodedBase(unquantised(base.config), tensors, codecs)

@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from remerge.adapters.adapter import CONFIG, Adapter, check_finite, open_adapter
+from remerge.adapters.adapter import Adapter, check_finite, open_adapter
+from remerge.adapters.deltas import step_name
 from remerge.adapters.families import DoesNotFit
+from remerge.adapters.peft_files import CONFIG
 from remerge.artefacts.manifest import MANIFEST, read_manifest
 from remerge.errors import BadInput
 from remerge.merging.opening import plan_tensors, read_changes
@@ -17,6 +19,7 @@ from remerge.merging.recipe import Recipe
 from remerge.outputs.planning import open_inputs
 from remerge.sources.checkpoint import Checkpoint, open_checkpoint
 from remerge.sources.documents import as_object
+from remerge.sources.reading import decoded
 from remerge.sources.references import resolve
 
 
@@ -36,7 +39,7 @@ class Inspection:
 def inspect_path(path: str | Path) -> Inspection:
     """Say what a directory or Hub id is; raises `BadInput` when it is none of ours."""
     local = Path(path).expanduser()
-    if (local / CONFIG).is_file() and not (local / "config.json").is_file():
+    if local.is_dir() and is_adapter(local) and not (local / "config.json").is_file():
         return Inspection("adapter", str(path), _adapter_facts(open_adapter(local)))
     if local.is_dir() and not (local / "config.json").is_file():
         return Inspection(
@@ -70,16 +73,17 @@ def inspect_adapter(base: str | Path, adapter: str | Path) -> Inspection:
     """Whether the adapter can be merged into the base, and which tensors would change."""
     inputs = open_inputs(base, adapter)
     try:
-        changes = read_changes(inputs.base, inputs.adapter)
+        readable = decoded(inputs.base)
+        changes = read_changes(readable, inputs.adapter)
         check_finite(inputs.adapter)
-        plans = plan_tensors(inputs.base, changes, Recipe())
+        plans = plan_tensors(readable, changes, Recipe())
     except BadInput as error:
         misfits = (str(error),)
         if isinstance(error, DoesNotFit):
             misfits = tuple(f"{misfit.tensor} {misfit.problem}" for misfit in error.misfits)
         return Inspection("fit", str(adapter), _adapter_facts(inputs.adapter), False, misfits)
     changed = {
-        name: [type(step).__name__ for step in plan.change.steps]
+        name: [step_name(step) for step in plan.change.steps]
         for name, plan in plans.items()
         if plan.change is not None
     }

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from remerge.adapters.lora.keys import sort_keys
+from remerge.adapters.keys import sort_keys
+from remerge.adapters.lora.keys import layer_key
 
 P = "base_model.model."
 
@@ -28,7 +29,7 @@ P = "base_model.model."
     ],
 )
 def test_layers(key: str, module: str, depth: int, inner: bool, part: str) -> None:
-    (parts,) = sort_keys([key]).layers
+    (parts,) = sort_keys([key], layer_key).layers
     assert (parts.module, parts.depth, parts.inner) == (module, depth, inner)
     assert parts.tensors == {part: key}
 
@@ -46,12 +47,12 @@ def test_layers(key: str, module: str, depth: int, inner: bool, part: str) -> No
     ],
 )
 def test_whole_parameters(key: str, parameter: str) -> None:
-    assert sort_keys([key]).parameters == {parameter: key}
+    assert sort_keys([key], layer_key).parameters == {parameter: key}
 
 
 def test_copies_beside_the_parameter_itself_are_idle() -> None:
     names = [f"{P}s.weight", f"{P}s.modules_to_save.weight", f"{P}s.original_module.weight"]
-    keys = sort_keys(names)
+    keys = sort_keys(names, layer_key)
     assert keys.parameters == {"s.weight": names[0]}
     assert sorted(keys.idle) == sorted(names[1:])
 
@@ -65,7 +66,7 @@ def test_every_name_lands_in_one_place() -> None:
         f"{P}e.token_adapter.trainable_tokens_original.default",
         f"{P}n.num_batches_tracked",
     ]
-    keys = sort_keys(names)
+    keys = sort_keys(names, layer_key)
     assert len(keys.twice) == 2
     assert keys.tokens == {"e": names[3]}
     assert sorted(keys.idle) == sorted(names[4:])

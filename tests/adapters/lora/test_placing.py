@@ -18,10 +18,10 @@ from remerge.adapters.deltas import (
     Rounded,
     Window,
 )
+from remerge.adapters.factors import made
 from remerge.adapters.lora.dora import Dora
-from remerge.adapters.lora.factors import made
-from remerge.adapters.lora.placing import Home, place
 from remerge.adapters.lora.residual import Residual
+from remerge.adapters.placing import Home, place
 from remerge.adapters.regions import Index, Region
 from remerge.errors import Unsupported
 
@@ -107,7 +107,7 @@ def check(steps: Sequence[Delta], regions: Sequence[Region], wider: int = 2) -> 
         expected = tensor.clone()
         expected.numpy()[at] = after
         home = Home((height, width), torch.float64)
-        placed = [moved for step in steps for moved in place(step, part, home)]
+        placed = [moved for step in steps for moved in place(step, part, home, (ROWS, COLS))]
         torch.testing.assert_close(run(placed, tensor), expected, rtol=1e-9, atol=1e-9)
 
 
@@ -170,7 +170,7 @@ def test_residual_of_a_block(turn: bool) -> None:
     tensor = torch.zeros(COLS + 2, ROWS + 1, dtype=torch.float64) if turn else parameter
     at = slice(rows.start, rows.stop), slice(cols.start, cols.stop)
     tensor[at] = parameter.T if turn else parameter
-    moved, rounded = place(step, part, Home(tuple(tensor.shape), torch.float32))
+    moved, rounded = place(step, part, Home(tuple(tensor.shape), torch.float32), (ROWS, COLS))
     assert rounded == Rounded(torch.float32)
     after = run([moved], tensor)[at]
     torch.testing.assert_close(after.T if turn else after, run([step], parameter))
@@ -179,4 +179,4 @@ def test_residual_of_a_block(turn: bool) -> None:
 def test_residual_in_pieces_is_refused() -> None:
     with pytest.raises(Unsupported, match="in one piece"):
         home = Home((ROWS, COLS), torch.float32)
-        place(Residual("olora", 3, 0.5, (ROWS, COLS)), LAYOUTS["halves"][0], home)
+        place(Residual("olora", 3, 0.5, (ROWS, COLS)), LAYOUTS["halves"][0], home, (ROWS, COLS))

@@ -8,8 +8,9 @@ forward pass of training as well, so twice is what the adapter was trained with.
 from __future__ import annotations
 
 from remerge.adapters.deltas import LowRank
-from remerge.adapters.lora.edits import Context, Edit
-from remerge.adapters.lora.keys import Parts
+from remerge.adapters.edits import Edit
+from remerge.adapters.keys import Parts
+from remerge.adapters.lora.config import Context
 from remerge.adapters.lora.linear import linear_edits
 from remerge.adapters.lora.products import check_shape, linear_product
 from remerge.adapters.lora.residual import refuse_residual

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from remerge.adapters.lora.patterns import Patterns
-from remerge.errors import BadInput
-
-Rank = Annotated[int, Field(gt=0, le=2**20)]
-Alpha = Annotated[float, Field(allow_inf_nan=False)]
-Token = Annotated[int, Field(ge=0)]
+from remerge.adapters.config import Number, PeftConfig, Rank
+from remerge.adapters.edits import Reading
+from remerge.adapters.patterns import Patterns
 
 
 class BlockDiagonal(BaseModel):
@@ -28,25 +24,18 @@ class BlockDiagonal(BaseModel):
     match_strict: bool = True
 
 
-class LoraConfig(BaseModel):
+class LoraConfig(PeftConfig):
     """The fields that decide a merge; defaults are PEFT's (lora/config.py)."""
 
-    model_config = ConfigDict(strict=True, frozen=True, extra="allow")
-
     r: Rank = 8
-    lora_alpha: Alpha = 8
+    lora_alpha: Number = 8
     use_rslora: bool = False
     rank_pattern: dict[str, Rank] | None = None
-    alpha_pattern: dict[str, Alpha] | None = None
+    alpha_pattern: dict[str, Number] | None = None
     target_parameters: list[str] | None = None
-    modules_to_save: list[str] | None = None
-    bias: Literal["none", "all", "lora_only"] = "none"
     lora_bias: bool = False
     use_dora: bool = False
     init_lora_weights: bool | str | None = True
-    trainable_token_indices: list[Token] | dict[str, list[Token]] | None = None
-    ensure_weight_tying: bool = False
-    task_type: str | None = None
     use_bdlora: BlockDiagonal | None = None
     kasa_config: dict[str, Any] | None = None
     velora_config: dict[str, Any] | None = None
@@ -74,25 +63,10 @@ class LoraConfig(BaseModel):
         alpha, rank = self._alphas.value(module, self.lora_alpha), self.rank(module)
         return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
 
-    def check_patterns(self) -> None:
+    def check(self) -> None:
         """Raise `BadInput` for a pattern key that is no usable regular expression."""
         self._ranks.check()
         self._alphas.check()
 
 
-def read_config(config: Mapping[str, Any]) -> LoraConfig:
-    """Check a LoRA adapter's configuration.
-
-    Raises `BadInput` naming the field, the value found and what was expected.
-    """
-    try:
-        checked = LoraConfig.model_validate(dict(config))
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise BadInput(
-            f"adapter_config.json: {field} is {str(first['input'])[:80]!r}: {first['msg']}.",
-            hint="Restore the adapter_config.json that the training run wrote.",
-        ) from error
-    checked.check_patterns()
-    return checked
+Context = Reading[LoraConfig]

@@ -10,12 +10,13 @@ from __future__ import annotations
 import math
 
 from remerge.adapters.deltas import Delta
+from remerge.adapters.edits import Edit
+from remerge.adapters.factors import matrix
+from remerge.adapters.keys import Parts
+from remerge.adapters.lora.config import Context
 from remerge.adapters.lora.dora import dora_steps
-from remerge.adapters.lora.edits import Context, Edit
-from remerge.adapters.lora.factors import matrix
-from remerge.adapters.lora.keys import Parts
 from remerge.adapters.lora.linear import bias_edits
-from remerge.adapters.lora.products import Product, check_rank, check_shape
+from remerge.adapters.lora.products import Product, check_rank, check_shape, factor_pair
 from remerge.adapters.lora.residual import refuse_residual
 from remerge.adapters.regions import Layer
 from remerge.errors import Unsupported
@@ -32,7 +33,7 @@ def conv_edits(context: Context, parts: Parts, layer: Layer) -> list[Edit]:
     refuse_residual(context.config, parts.module, layer.kind)
     if not context.only(parts, frozenset({"A", "B", "B.bias", "magnitude_vector"})):
         return []
-    pair = context.pair(parts)
+    pair = factor_pair(context, parts)
     if pair is None:
         return []
     a, b = pair

@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
 from remerge.adapters.deltas import BaseMatrix, Delta, Factor, Load, LowRank, Prepared, Window
 from remerge.adapters.deltas import overlap as meet
-from remerge.adapters.lora.edits import Context
-from remerge.adapters.lora.factors import matrix
-from remerge.adapters.lora.keys import Parts
+from remerge.adapters.factors import matrix
+from remerge.adapters.keys import Parts
+from remerge.adapters.lora.config import Context
+from remerge.adapters.placing import Home, move_low_rank, spans_of, take_rows
+from remerge.adapters.regions import Region
+from remerge.errors import Unsupported
 
 _BLOCK_ELEMENTS = 2**20
 
@@ -35,6 +39,7 @@ class Dora:
     shape: tuple[int, int]
     row: int = 0
     col: int = 0
+    stage: ClassVar[int] = 3
 
     @property
     def factors(self) -> tuple[Factor, ...]:
@@ -58,6 +63,25 @@ class Dora:
                 squares[first:last] = block.sum(1).cpu()
         magnitude = load(self.magnitude).reshape(-1).cpu()
         return {"factor": magnitude / squares.sqrt()}
+
+    def moved(self, region: Region, home: Home) -> tuple[Delta, ...]:
+        """The step on the region's tensor; raises `Unsupported` where the normed axis is cut."""
+        height, width = self.shape
+        found = spans_of(region, self.row, height, self.col, width)
+        product = move_low_rank(self.product, region)
+        if found is None or product is None:
+            return ()
+        by_column = self.by_column != region.transposed
+        kept, normed = (found[1], found[0]) if by_column else found
+        if normed.sources != (height if self.by_column else width) or kept.gaps or normed.gaps:
+            raise Unsupported(
+                f"DoRA on {region.parameter}, of which {region.tensor} holds only a part.",
+                why="Its norm is taken over values that lie in several tensors.",
+                hint="Serve it as an adapter, or merge onto a base saved by transformers itself.",
+            )
+        shape = found[0].length, found[1].length
+        magnitude = take_rows(self.magnitude, kept)
+        return (Dora(product, magnitude, by_column, shape, found[0].start, found[1].start),)
 
     def apply(self, tile: torch.Tensor, window: Window, load: Load, prepared: Prepared) -> None:
         rows = meet(window.rows, self.row, self.shape[0])

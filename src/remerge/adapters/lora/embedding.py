@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from remerge.adapters.deltas import Delta
+from remerge.adapters.edits import Edit
+from remerge.adapters.factors import matrix
+from remerge.adapters.keys import Parts
+from remerge.adapters.lora.config import Context
 from remerge.adapters.lora.dora import dora_steps
-from remerge.adapters.lora.edits import Context, Edit
-from remerge.adapters.lora.factors import matrix
-from remerge.adapters.lora.keys import Parts
-from remerge.adapters.lora.products import Product, check_rank, check_shape
+from remerge.adapters.lora.products import Product, check_rank, check_shape, factor_pair
 from remerge.errors import Unsupported
 
 
@@ -24,7 +25,7 @@ def embedding_edits(context: Context, parts: Parts) -> list[Edit]:
         allowed.add("magnitude_vector")
     if not context.only(parts, frozenset(allowed)):
         return []
-    pair = context.pair(parts, "embedding_A", "embedding_B")
+    pair = factor_pair(context, parts, "embedding_A", "embedding_B")
     if pair is None:
         return []
     (a, b), parameter = pair, f"{parts.module}.weight"

@@ -14,9 +14,11 @@ from dataclasses import dataclass
 import torch
 
 from remerge.adapters.deltas import Factor, LowRank
-from remerge.adapters.lora.edits import Context, Edit
-from remerge.adapters.lora.factors import made, matrix
-from remerge.adapters.lora.keys import Parts
+from remerge.adapters.edits import Edit
+from remerge.adapters.factors import made, matrix
+from remerge.adapters.keys import Parts
+from remerge.adapters.lora.config import Context
+from remerge.adapters.lora.products import factor_pair
 from remerge.adapters.lora.residual import refuse_residual
 from remerge.adapters.regions import Layer
 from remerge.errors import Unsupported
@@ -99,7 +101,7 @@ def _pairs(context: Context, wrappers: Sequence[Parts]) -> list[tuple[str, str]]
     """The factors of every wrapper; None where any is incomplete."""
     pairs: list[tuple[str, str]] = []
     for parts in wrappers:
-        pair = context.pair(parts)
+        pair = factor_pair(context, parts)
         if not context.only(parts, frozenset({"A", "B"})) or pair is None:
             return None
         pairs.append(pair)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import groupby
 
+from remerge.adapters.edits import Edit
+from remerge.adapters.keys import Parts
 from remerge.adapters.lora import attention
+from remerge.adapters.lora.config import Context
 from remerge.adapters.lora.conv import conv_edits
-from remerge.adapters.lora.edits import Context, Edit
 from remerge.adapters.lora.embedding import embedding_edits
 from remerge.adapters.lora.experts import parameter_edits, targets
-from remerge.adapters.lora.keys import Parts
 from remerge.adapters.lora.linear import linear_edits
 from remerge.adapters.regions import Layer
 

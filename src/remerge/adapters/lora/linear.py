@@ -7,10 +7,11 @@ never ``fan_in_fan_out``, which PEFT corrects by the class too.
 from __future__ import annotations
 
 from remerge.adapters.deltas import Added, Delta
+from remerge.adapters.edits import Edit
+from remerge.adapters.factors import matrix
+from remerge.adapters.keys import Parts
+from remerge.adapters.lora.config import Context
 from remerge.adapters.lora.dora import dora_steps
-from remerge.adapters.lora.edits import Context, Edit
-from remerge.adapters.lora.factors import matrix
-from remerge.adapters.lora.keys import Parts
 from remerge.adapters.lora.products import Product, check_shape, linear_product
 from remerge.adapters.lora.residual import Residual, residual_method
 from remerge.errors import Unsupported

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 
 from remerge.adapters.deltas import Factor, LowRank
-from remerge.adapters.lora.config import BlockDiagonal
-from remerge.adapters.lora.edits import Context
-from remerge.adapters.lora.factors import made, matrix, turned
-from remerge.adapters.lora.keys import TRAINING_ONLY, Parts
-from remerge.adapters.lora.vocabulary import counts_tokens
+from remerge.adapters.factors import made, matrix, turned
+from remerge.adapters.keys import Parts
+from remerge.adapters.lora.config import BlockDiagonal, Context
+from remerge.adapters.lora.keys import TRAINING_ONLY
+from remerge.adapters.vocabulary import counts_tokens
 
 # torch ships no types for block_diag.
 _TORCH: Any = torch
@@ -51,7 +51,7 @@ def linear_product(context: Context, parts: Parts, spoken: str) -> Product | Non
     kasa = context.config.kasa_config is not None
     if not context.only(parts, frozenset(allowed | ({"diag"} if kasa else set[str]()))):
         return None
-    pair = context.pair(parts)
+    pair = factor_pair(context, parts)
     if pair is None or any(not _is_matrix(context, name) for name in pair):
         return None
     left, right = _right_and_left(context, pair, spoken)
@@ -71,6 +71,14 @@ def linear_product(context: Context, parts: Parts, spoken: str) -> Product | Non
             return None
         left = _scaled(left, matrix(context.adapter, diagonal, (1, right.shape[0])))
     return Product(left, right, context.config.scale(spoken))
+
+
+def factor_pair(
+    context: Context, parts: Parts, first: str = "A", second: str = "B"
+) -> tuple[str, str] | None:
+    """The names of the two factors, or None with a misfit where one is missing."""
+    found = context.all_of(parts, first, second, prefix="lora_")
+    return None if found is None else (found[0], found[1])
 
 
 def check_rank(

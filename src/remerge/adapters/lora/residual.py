@@ -9,13 +9,24 @@ lora/variants.py, KasaLinearVariant); so does this step, with the same float32 d
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
 
 import torch
 
-from remerge.adapters.deltas import BaseMatrix, Factor, Load, Prepared, Window, overlap
+from remerge.adapters.deltas import (
+    BaseMatrix,
+    Delta,
+    Factor,
+    Load,
+    Prepared,
+    Rounded,
+    Window,
+    overlap,
+)
 from remerge.adapters.lora.config import LoraConfig
+from remerge.adapters.placing import Home, spans_of
+from remerge.adapters.regions import Region
 from remerge.errors import Unsupported
 
 Method = Literal["pissa", "olora", "kasa"]
@@ -39,6 +50,7 @@ class Residual:
     transposed: bool = False
     row: int = 0
     col: int = 0
+    stage: ClassVar[int] = 1
 
     @property
     def factors(self) -> tuple[Factor, ...]:
@@ -62,6 +74,23 @@ class Residual:
             "left": left.to(torch.float64).contiguous(),
             "right": right.to(torch.float64).contiguous(),
         }
+
+    def moved(self, region: Region, home: Home) -> tuple[Delta, ...]:
+        """The step on the region's tensor, and the rounding after it: PEFT keeps the residual in
+        the base's dtype. Raises `Unsupported` where the tensor holds the weight in pieces."""
+        height, width = self.shape
+        found = spans_of(region, self.row, height, self.col, width)
+        if found is None or any(s.take is not None for s in found):
+            raise Unsupported(
+                f"{self.method} on {region.parameter}, which {region.tensor} does not hold in one "
+                "piece.",
+                why="PEFT decomposes the whole weight to find what was trained.",
+            )
+        shape = (width, height) if region.transposed else (height, width)
+        transposed = self.transposed != region.transposed
+        row, col = found[0].start, found[1].start
+        moved = replace(self, shape=shape, transposed=transposed, row=row, col=col)
+        return (moved, Rounded(home.dtype))
 
     def apply(self, tile: torch.Tensor, window: Window, load: Load, prepared: Prepared) -> None:
         rows = overlap(window.rows, self.row, self.shape[0])

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from remerge.adapters.lora.edits import Context
-from remerge.adapters.lora.saved import TASK_HEADS
-from remerge.adapters.lora.tying import Slot
+from remerge.adapters.edits import Context
+from remerge.adapters.saved import TASK_HEADS
+from remerge.adapters.tying import Slot
 from remerge.errors import Unsupported
 
 # Top-level modules that only one kind of class builds (transformers' modeling files).

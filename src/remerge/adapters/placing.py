@@ -8,12 +8,14 @@ factor's transpose to columns. Positions that the region leaves out get zeros, w
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from remerge.adapters.blocks import BlockStep, Step, place_block
 from remerge.adapters.deltas import (
     Added,
     Delta,
@@ -21,11 +23,8 @@ from remerge.adapters.deltas import (
     LowRank,
     Replaced,
     ReplacedRows,
-    Rounded,
 )
-from remerge.adapters.lora.dora import Dora
-from remerge.adapters.lora.factors import made, turned
-from remerge.adapters.lora.residual import Residual
+from remerge.adapters.factors import made, turned
 from remerge.adapters.regions import Index, Region
 from remerge.errors import Unsupported
 
@@ -89,12 +88,28 @@ def span(tensor: Index, parameter: Index, first: int, length: int) -> Span | Non
     return Span(start, take.size, take)
 
 
-def place(step: Delta, region: Region, home: Home) -> tuple[Delta, ...]:
-    """The same step in terms of the region's tensor; () where they do not meet. Raises
-    `Unsupported` where the tensor cannot take the step."""
+@runtime_checkable
+class Moves(Protocol):
+    """A step that knows by itself how to lie in another tensor."""
+
+    def moved(self, region: Region, home: Home) -> tuple[Delta, ...]:
+        """The same step in terms of the region's tensor; () where they do not meet."""
+        ...
+
+
+def place(step: Step, region: Region, home: Home, view: tuple[int, int]) -> tuple[Delta, ...]:
+    """The same step in terms of the region's tensor; () where they do not meet.
+
+    ``view`` is the parameter's matrix view. Raises `Unsupported` where the tensor cannot take the
+    step.
+    """
+    if isinstance(step, BlockStep):
+        return (place_block(step, region, view),)
+    if isinstance(step, Moves):
+        return step.moved(region, home)
     match step:
         case LowRank():
-            moved = _low_rank(step, region)
+            moved = move_low_rank(step, region)
             return () if moved is None else (moved,)
         case Added():
             return _added(step, region, home)
@@ -102,16 +117,11 @@ def place(step: Delta, region: Region, home: Home) -> tuple[Delta, ...]:
             return _replaced(step, region, home)
         case ReplacedRows():
             return _replaced_rows(step, region, home)
-        case Dora():
-            return _dora(step, region)
-        case Residual():
-            # PEFT keeps the residual in the base's dtype, so it is rounded before training's part.
-            return (_residual(step, region), Rounded(home.dtype))
         case _:
             raise TypeError(f"no rule to place a {type(step).__name__}")
 
 
-def _spans(region: Region, row: int, rows: int, col: int, cols: int) -> tuple[Span, Span] | None:
+def spans_of(region: Region, row: int, rows: int, col: int, cols: int) -> tuple[Span, Span] | None:
     """Where the parameter's block lies in the tensor: down its rows and across its columns, in the
     tensor's own directions."""
     along = (region.cols, region.rows) if region.transposed else (region.rows, region.cols)
@@ -124,8 +134,9 @@ def _spans(region: Region, row: int, rows: int, col: int, cols: int) -> tuple[Sp
     return (wide, tall) if region.transposed else (tall, wide)
 
 
-def _low_rank(step: LowRank, region: Region) -> LowRank | None:
-    found = _spans(region, step.row, step.left.shape[0], step.col, step.right.shape[1])
+def move_low_rank(step: LowRank, region: Region) -> LowRank | None:
+    """The low-rank step on the region's tensor; None where they do not meet."""
+    found = spans_of(region, step.row, step.left.shape[0], step.col, step.right.shape[1])
     if found is None:
         return None
     rows, cols = found
@@ -138,7 +149,7 @@ def _low_rank(step: LowRank, region: Region) -> LowRank | None:
 
 
 def _added(step: Added, region: Region, home: Home) -> tuple[Added, ...]:
-    found = _spans(region, step.row, step.values.shape[0], 0, step.values.shape[1])
+    found = spans_of(region, step.row, step.values.shape[0], 0, step.values.shape[1])
     if found is None:
         return ()
     rows = _whole_rows(found, region, home)
@@ -147,7 +158,7 @@ def _added(step: Added, region: Region, home: Home) -> tuple[Added, ...]:
 
 def _replaced(step: Replaced, region: Region, home: Home) -> tuple[Delta, ...]:
     height, width = step.values.shape
-    found = _spans(region, step.row, height, step.col, width)
+    found = spans_of(region, step.row, height, step.col, width)
     if found is None:
         return ()
     rows, cols = found
@@ -163,7 +174,7 @@ def _replaced(step: Replaced, region: Region, home: Home) -> tuple[Delta, ...]:
 
 
 def _replaced_rows(step: ReplacedRows, region: Region, home: Home) -> tuple[ReplacedRows, ...]:
-    found = _spans(region, 0, max(step.indices) + 1, 0, step.values.shape[1])
+    found = spans_of(region, 0, max(step.indices) + 1, 0, step.values.shape[1])
     if found is None:
         return ()
     _whole_rows(found, region, home)
@@ -184,39 +195,6 @@ def _whole_rows(found: tuple[Span, Span], region: Region, home: Home) -> Span:
             "its rows, or other values between them."
         )
     return rows
-
-
-def _dora(step: Dora, region: Region) -> tuple[Dora, ...]:
-    height, width = step.shape
-    found = _spans(region, step.row, height, step.col, width)
-    product = _low_rank(step.product, region)
-    if found is None or product is None:
-        return ()
-    by_column = step.by_column != region.transposed
-    kept, normed = (found[1], found[0]) if by_column else found
-    if normed.sources != (height if step.by_column else width) or kept.gaps or normed.gaps:
-        raise Unsupported(
-            f"DoRA on {region.parameter}, of which {region.tensor} holds only a part.",
-            why="Its norm is taken over values that lie in several tensors.",
-            hint="Serve it as an adapter, or merge onto a base saved by transformers itself.",
-        )
-    shape = found[0].length, found[1].length
-    magnitude = take_rows(step.magnitude, kept)
-    return (Dora(product, magnitude, by_column, shape, found[0].start, found[1].start),)
-
-
-def _residual(step: Residual, region: Region) -> Residual:
-    height, width = step.shape
-    found = _spans(region, step.row, height, step.col, width)
-    if found is None or any(s.take is not None for s in found):
-        raise Unsupported(
-            f"{step.method} on {region.parameter}, which {region.tensor} does not hold in one "
-            "piece.",
-            why="PEFT decomposes the whole weight to find what was trained.",
-        )
-    shape = (width, height) if region.transposed else (height, width)
-    transposed = step.transposed != region.transposed
-    return replace(step, shape=shape, transposed=transposed, row=found[0].start, col=found[1].start)
 
 
 def take_rows(factor: Factor, rows: Span) -> Factor:

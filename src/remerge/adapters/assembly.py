@@ -6,12 +6,12 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from remerge.adapters.deltas import Change, Delta, LowRank, Replaced, ReplacedRows, Rounded
-from remerge.adapters.lora.edits import Context
-from remerge.adapters.lora.placing import Home, place
-from remerge.adapters.lora.residual import Residual
-from remerge.adapters.lora.tying import Slot
+from remerge.adapters.blocks import Step
+from remerge.adapters.deltas import Change, Delta, LowRank, Replaced, Rounded
+from remerge.adapters.edits import Context
+from remerge.adapters.placing import Home, place
 from remerge.adapters.regions import Region, matrix_view
+from remerge.adapters.tying import Slot
 from remerge.errors import Unsupported
 from remerge.sources.dtypes import MERGEABLE, torch_dtype
 
@@ -49,7 +49,8 @@ def _create(context: Context, pending: dict[str, _Pending], slot: Slot, name: st
     if slot.source is not None:
         dtype = context.base.tensors[slot.source].dtype
     view = context.view(slot.parameter, slot.shape)
-    pending[name] = _Pending(slot.shape, dtype, view, slot.source, list(slot.steps))
+    created = pending[name] = _Pending(slot.shape, dtype, view, slot.source)
+    created.steps += _placed(slot.steps, _identity(name, slot.parameter, view), created, view)
 
 
 def _resize(context: Context, pending: dict[str, _Pending], slot: Slot) -> None:
@@ -65,7 +66,20 @@ def _resize(context: Context, pending: dict[str, _Pending], slot: Slot) -> None:
     dtype = context.base.tensors[tensor].dtype
     _check_dtype(tensor, dtype)
     view = context.view(slot.parameter, slot.shape)
-    pending[tensor] = _Pending(slot.shape, dtype, view, None, list(slot.steps))
+    resized = pending[tensor] = _Pending(slot.shape, dtype, view)
+    resized.steps += _placed(slot.steps, _identity(tensor, slot.parameter, view), resized, view)
+
+
+def _identity(tensor: str, parameter: str, view: tuple[int, int]) -> Region:
+    rows, cols = range(view[0]), range(view[1])
+    return Region(tensor, rows, cols, parameter, rows, cols)
+
+
+def _placed(
+    steps: Sequence[Step], region: Region, tensor: _Pending, view: tuple[int, int]
+) -> list[Delta]:
+    home = Home(tensor.view, torch_dtype(tensor.dtype))
+    return [moved for step in steps for moved in place(step, region, home, view)]
 
 
 def _patch(context: Context, pending: dict[str, _Pending], slot: Slot) -> None:
@@ -73,12 +87,11 @@ def _patch(context: Context, pending: dict[str, _Pending], slot: Slot) -> None:
     _check_cover(context, slot, regions)
     for region in regions:
         tensor = _pending(context, pending, slot.parameter, region.tensor)
-        home = Home(tensor.view, torch_dtype(tensor.dtype))
-        for step in _near(slot.steps, region):
-            tensor.steps += place(step, region, home)
+        view = context.view(slot.parameter, slot.shape)
+        tensor.steps += _placed(_near(slot.steps, region), region, tensor, view)
 
 
-def _near(steps: Sequence[Delta], region: Region) -> Sequence[Delta]:
+def _near(steps: Sequence[Step], region: Region) -> Sequence[Step]:
     """The steps that can meet the region: a stack has one for each of hundreds of experts, and
     tensors of one expert each have as many regions."""
     rows = region.parameter_rows
@@ -122,7 +135,7 @@ def _check_dtype(name: str, dtype: str) -> None:
 
 
 def _change(name: str, tensor: _Pending) -> Change:
-    steps = sorted(tensor.steps, key=_stage)
+    steps = sorted(tensor.steps, key=lambda step: step.stage)
     rounded = [step for step in steps if isinstance(step, Rounded)]
     if rounded:
         # Every residual of a fused tensor is rounded at once, before anything is added.
@@ -137,17 +150,6 @@ def _change(name: str, tensor: _Pending) -> Change:
         reads_base=not whole,
         source=tensor.source,
     )
-
-
-def _stage(step: Delta) -> int:
-    """The order in which PEFT does things: load, derive the residual, add, set trained rows."""
-    if isinstance(step, Replaced):
-        return 0
-    if isinstance(step, Residual):
-        return 1
-    if isinstance(step, Rounded):
-        return 2
-    return 4 if isinstance(step, ReplacedRows) else 3
 
 
 def _is_identity(context: Context, region: Region, shape: tuple[int, ...]) -> bool:

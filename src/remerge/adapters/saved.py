@@ -10,12 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+from remerge.adapters.config import PeftConfig
 from remerge.adapters.deltas import Replaced
-from remerge.adapters.lora.config import LoraConfig
-from remerge.adapters.lora.edits import Context, Whole
-from remerge.adapters.lora.factors import matrix
-from remerge.adapters.lora.keys import Keys
-from remerge.adapters.lora.vocabulary import counts_tokens, vocabulary_size
+from remerge.adapters.edits import Context, Whole
+from remerge.adapters.factors import matrix
+from remerge.adapters.keys import Keys
+from remerge.adapters.vocabulary import counts_tokens, vocabulary_size
 
 # Modules that PEFT adds to modules_to_save for a task (peft_model.py).
 TASK_HEADS: Mapping[str, tuple[str, ...]] = {
@@ -25,7 +25,7 @@ TASK_HEADS: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def trained_modules(config: LoraConfig) -> tuple[str, ...]:
+def trained_modules(config: PeftConfig) -> tuple[str, ...]:
     """Endings of the paths of modules that were trained as copies."""
     heads = TASK_HEADS.get(config.task_type or "", ())
     return (*(config.modules_to_save or ()), *heads)
@@ -61,7 +61,7 @@ def unlisted(context: Context, keys: Keys) -> tuple[str, ...]:
     )
 
 
-def is_trained_copy(config: LoraConfig, parameter: str) -> bool:
+def is_trained_copy(config: PeftConfig, parameter: str) -> bool:
     """Whether the parameter lies in a module to save, by PEFT's rule for the module's path
     (utils/other.py, _set_trainable: the end of the string)."""
     modules = parameter.split(".")[:-1]

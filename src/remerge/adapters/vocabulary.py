@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
-from remerge.adapters.lora.edits import Context, Whole
+from remerge.adapters.edits import Context, Whole
 
 _FIELDS = ("vocab_size", "n_vocab", "padded_vocab_size")
 _OUTPUT_HEADS = frozenset({"lm_head", "embed_out", "output_projection"})

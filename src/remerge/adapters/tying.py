@@ -11,9 +11,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from remerge.adapters.deltas import Delta, ReplacedRows
-from remerge.adapters.lora.edits import Context, Edit, Whole
-from remerge.adapters.lora.vocabulary import is_output_head
+from remerge.adapters.blocks import Step
+from remerge.adapters.deltas import ReplacedRows
+from remerge.adapters.edits import Context, Edit, Whole
+from remerge.adapters.vocabulary import is_output_head
 from remerge.errors import Unsupported
 
 _TIE = "tie_word_embeddings"
@@ -29,7 +30,7 @@ class Slot:
 
     parameter: str
     shape: tuple[int, ...]
-    steps: tuple[Delta, ...]
+    steps: tuple[Step, ...]
     created: str | None = None
     source: str | None = None
 
@@ -53,7 +54,7 @@ class _Group:
     edits: Mapping[str, tuple[Edit, ...]]
     wholes: Mapping[str, Whole]
 
-    def low_rank(self, member: str) -> tuple[Delta, ...]:
+    def low_rank(self, member: str) -> tuple[Step, ...]:
         """The member's own steps that are no replacement of rows."""
         return tuple(step for step in self._steps(member) if not isinstance(step, ReplacedRows))
 
@@ -61,7 +62,7 @@ class _Group:
         """The member's own trained rows."""
         return tuple(step for step in self._steps(member) if isinstance(step, ReplacedRows))
 
-    def _steps(self, member: str) -> Iterable[Delta]:
+    def _steps(self, member: str) -> Iterable[Step]:
         return (step for edit in self.edits.get(member, ()) for step in edit.steps)
 
 
@@ -158,7 +159,7 @@ def _slots(context: Context, group: _Group) -> list[Slot]:
     return found
 
 
-def _part(context: Context, group: _Group, member: str) -> tuple[Delta, ...]:
+def _part(context: Context, group: _Group, member: str) -> tuple[Step, ...]:
     """All that happens to a parameter in its role, in order."""
     ensured = context.config.ensure_weight_tying
     shared_rows = group.rows(group.members[0])

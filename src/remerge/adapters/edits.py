@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Generic
 
 import torch
 
-from remerge.adapters.deltas import Delta, Replaced
-from remerge.adapters.lora.config import LoraConfig
-from remerge.adapters.lora.facts import AdapterFacts, BaseFacts
-from remerge.adapters.lora.keys import Parts
-from remerge.adapters.lora.misfits import Misfits
+from remerge.adapters.blocks import Step
+from remerge.adapters.config import Config_co, PeftConfig
+from remerge.adapters.deltas import Replaced
+from remerge.adapters.facts import AdapterFacts, BaseFacts
+from remerge.adapters.keys import Parts
+from remerge.adapters.misfits import Misfits
 from remerge.adapters.regions import Names, matrix_view
 
 
@@ -20,7 +22,7 @@ class Edit:
     """Steps on one parameter, in the coordinates of its matrix view."""
 
     parameter: str
-    steps: tuple[Delta, ...]
+    steps: tuple[Step, ...]
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Whole:
 
 
 @dataclass(frozen=True)
-class Context:
+class Reading(Generic[Config_co]):
     """Everything that the layers of one adapter are read with.
 
     ``wholes`` are the parameters that the adapter replaces: their shapes, not the base's, are
@@ -48,7 +50,7 @@ class Context:
     adapter: AdapterFacts
     base: BaseFacts
     names: Names
-    config: LoraConfig
+    config: Config_co
     misfits: Misfits
     wholes: Mapping[str, Whole]
     recent: Callable[[str], torch.Tensor]
@@ -76,14 +78,13 @@ class Context:
         """The shape of an adapter tensor."""
         return tuple(self.adapter.tensors[tensor].shape)
 
-    def pair(self, parts: Parts, first: str = "A", second: str = "B") -> tuple[str, str] | None:
-        """The names of the two factors, or None with a misfit where one is missing."""
-        a, b = parts.tensors.get(first), parts.tensors.get(second)
-        if a is not None and b is not None:
-            return a, b
-        missing = first if a is None else second
-        self.misfits.add(parts.any_tensor, f"its lora_{missing} is missing", "unpaired")
-        return None
+    def all_of(self, parts: Parts, *wanted: str, prefix: str = "") -> tuple[str, ...] | None:
+        """The names of these parts' tensors, or None with a misfit where one is missing."""
+        for part in wanted:
+            if part not in parts.tensors:
+                self.misfits.add(parts.any_tensor, f"its {prefix}{part} is missing", "unpaired")
+                return None
+        return tuple(parts.tensors[part] for part in wanted)
 
     def only(self, parts: Parts, allowed: frozenset[str]) -> bool:
         """Whether the layer has no other parts than these; a misfit for each that it has."""
@@ -93,3 +94,6 @@ class Context:
                 name, f"adapter_config.json does not explain it on {parts.module}", "unknown"
             )
         return not extra
+
+
+Context = Reading[PeftConfig]

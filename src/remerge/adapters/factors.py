@@ -9,7 +9,7 @@ from functools import lru_cache
 import torch
 
 from remerge.adapters.deltas import Factor
-from remerge.adapters.lora.facts import AdapterFacts
+from remerge.adapters.facts import AdapterFacts
 
 _WIDE = torch.float64
 # Enough for the experts' factors that a few threads work on at a time.

@@ -6,9 +6,9 @@ The rows replace those of the base; no difference is added.
 from __future__ import annotations
 
 from remerge.adapters.deltas import ReplacedRows
-from remerge.adapters.lora.edits import Context, Edit
-from remerge.adapters.lora.factors import matrix
-from remerge.adapters.lora.keys import Keys
+from remerge.adapters.edits import Context, Edit
+from remerge.adapters.factors import matrix
+from remerge.adapters.keys import Keys
 
 
 def token_edits(context: Context, keys: Keys) -> list[Edit]:
