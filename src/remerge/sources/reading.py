@@ -13,7 +13,7 @@ import torch
 from remerge.sources.checkpoint import Checkpoint, StoredTensor
 from remerge.sources.codecs.codec import Codec
 from remerge.sources.codecs.formats import find_codecs
-from remerge.sources.codecs.stated import unquantised
+from remerge.sources.documents import as_object
 from remerge.sources.dtypes import torch_dtype
 from remerge.sources.pickled import PickledFile
 from remerge.sources.storage import InputFile
@@ -113,7 +113,7 @@ def decoded(base: Checkpoint) -> DecodedBase:
     finally:
         reader.close()
     if not codecs:
-        return DecodedBase(unquantised(base.config), base.tensors, {})
+        return DecodedBase(_unquantised(base.config), base.tensors, {})
     parts = {part.name for codec in codecs.values() for part in codec.parts.values()}
     at = {codec.parts["codes"].name: codec for codec in codecs.values()}
     tensors: dict[str, Source] = {}
@@ -122,4 +122,13 @@ def decoded(base: Checkpoint) -> DecodedBase:
             tensors[at[name].name] = at[name]
         elif name not in parts:
             tensors[name] = stored
-    return DecodedBase(unquantised(base.config), tensors, codecs)
+    return DecodedBase(_unquantised(base.config), tensors, codecs)
+
+
+def _unquantised(config: Mapping[str, Any]) -> dict[str, Any]:
+    """config.json without any ``quantization_config``."""
+    kept = {key: value for key, value in config.items() if key != "quantization_config"}
+    text = as_object(kept.get("text_config"))
+    if text is not None and "quantization_config" in text:
+        kept["text_config"] = {k: v for k, v in text.items() if k != "quantization_config"}
+    return kept
