@@ -8,8 +8,9 @@ from typing import Any
 
 from remerge.errors import Unsupported
 from remerge.sources.checkpoint import StoredTensor
+from remerge.sources.codecs import block_fp8
 from remerge.sources.codecs.codec import Codec, Find, Read
-from remerge.sources.codecs.stated import quantisation
+from remerge.sources.codecs.stated import quantisation_stated
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Format:
     find: Find
 
 
-FORMATS: tuple[Format, ...] = ()
+FORMATS: tuple[Format, ...] = (Format("fp8", "_scale_inv", block_fp8.find),)
 
 
 def find_codecs(
@@ -32,8 +33,7 @@ def find_codecs(
 
     Raises `BadInput` and `Unsupported` as `Find` does, and for a ``quant_method`` not known here.
     """
-    stated = quantisation(config)
-    method = stated.get("quant_method") if stated is not None else None
+    method = quantisation_stated(config).get("quant_method")
     if method is not None:
         found = next((f for f in FORMATS if f.method == method), None)
         if found is None:
