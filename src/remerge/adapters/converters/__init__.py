@@ -1,0 +1,1 @@
+"""Adapters of other trainers, presented as the PEFT adapters that they are equal to."""
