@@ -27,7 +27,7 @@ from remerge.errors import (
 from remerge.version import __version__
 
 if TYPE_CHECKING:
-    from remerge.api import inspect, merge, open_merged, plan, verify
+    from remerge.api import extract, inspect, merge, open_merged, plan, verify
 
 __all__ = [
     "BadInput",
@@ -39,6 +39,7 @@ __all__ = [
     "Unsupported",
     "UsageError",
     "__version__",
+    "extract",
     "inspect",
     "merge",
     "open_merged",
@@ -49,7 +50,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Import the working parts (torch) at their first use, so that ``remerge --help`` is quick."""
-    if name in ("inspect", "merge", "open_merged", "plan", "verify"):
+    if name in ("extract", "inspect", "merge", "open_merged", "plan", "verify"):
         from remerge import api
 
         return getattr(api, name)

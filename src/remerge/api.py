@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from remerge.artefacts.extraction_manifest import ExtractionOptions
 from remerge.artefacts.making import MergeResult, Report, make
 from remerge.errors import UsageError
 from remerge.merging.budget import DEFAULT, SMALLEST, Resources
+from remerge.merging.extraction import LARGEST_RANK
 from remerge.merging.merged import MergedCheckpoint
 from remerge.merging.plan import Plan
-from remerge.merging.recipe import Recipe, make_recipe, parse_size
+from remerge.merging.recipe import Recipe, make_recipe, parse_dtype, parse_size
 from remerge.outputs.planning import make_plan, open_inputs
+from remerge.sources.references import resolve
 from remerge.validation import verify as verifying
 from remerge.validation.inspecting import Inspection, inspect_adapter, inspect_path
 from remerge.validation.verify import VerifyReport
+
+if TYPE_CHECKING:
+    from remerge.artefacts.extracting import ExtractionResult
 
 Source = str | Path
 
@@ -134,6 +141,70 @@ def open_merged(
 def inspect(path: Source, adapter: Source | None = None) -> Inspection:
     """What a path is; with an adapter, whether it fits this base, naming every misfit."""
     return inspect_path(path) if adapter is None else inspect_adapter(path, adapter)
+
+
+def extract(
+    base: Source,
+    merged: Source,
+    output: Source,
+    *,
+    rank: int | None = None,
+    energy: float | None = None,
+    dtype: str = "float32",
+    modules_to_save: bool = True,
+    strict: bool = False,
+    overwrite: bool = False,
+    threads: int | None = None,
+    max_memory: int | str = DEFAULT,
+    report: Report = _silent,
+    progress: bool = True,
+) -> ExtractionResult:
+    """Find the LoRA adapter that leads from ``base`` to ``merged`` and write it for PEFT.
+
+    ``rank`` is the most that a tensor may take; with ``energy`` each takes the smallest rank that
+    explains this share of its change. What low-rank factors cannot say (norms, biases, a grown
+    vocabulary) goes in whole, unless ``modules_to_save`` is false or ``strict`` refuses it.
+    """
+    # It always imports transformers, which takes seconds; most merges can do without.
+    from remerge.artefacts import extracting
+
+    started = time.time()
+    options = ExtractionOptions(
+        rank=_rank(rank, energy),
+        energy=energy,
+        dtype=_factor_dtype(dtype),
+        modules_to_save=modules_to_save,
+        strict=strict,
+    )
+    budget = _budget(max_memory)
+    return extracting.extract(
+        resolve(base, "base", progress=progress),
+        resolve(merged, "base", progress=progress),
+        Path(output),
+        options,
+        max_memory=budget,
+        threads=threads,
+        started=started,
+        overwrite=overwrite,
+        report=report,
+    )
+
+
+def _rank(rank: int | None, energy: float | None) -> int:
+    if rank is None and energy is None:
+        raise UsageError("How large may the adapter be?", hint="Give --rank 16, or --energy 0.99.")
+    if rank is not None and rank < 1:
+        raise UsageError(f"--rank {rank} is no rank.", hint="Give at least 1.")
+    if energy is not None and not 0 < energy <= 1:
+        raise UsageError(f"--energy {energy} is no share.", hint="Give one above 0, at most 1.")
+    return LARGEST_RANK if rank is None else rank
+
+
+def _factor_dtype(dtype: str) -> Literal["F32", "F16", "BF16"]:
+    parsed = parse_dtype(dtype)
+    if parsed == "keep":
+        raise UsageError("--dtype keep means nothing for factors.", hint="Choose float32.")
+    return parsed
 
 
 def _budget(max_memory: int | str) -> int:

@@ -1,0 +1,322 @@
+"""Extracting an adapter: compare two checkpoints, and write what a LoRA can say of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from remerge.artefacts import user_index
+from remerge.artefacts.extraction_manifest import (
+    ExtractionManifest,
+    ExtractionOptions,
+    TensorRecord,
+    to_bytes,
+)
+from remerge.artefacts.making import file_digest
+from remerge.artefacts.manifest import MANIFEST, FileRecord, InputRecord
+from remerge.errors import BadInput
+from remerge.merging.comparing import Comparison, Outcome
+from remerge.merging.extraction import Wanted, explained, relative_error
+from remerge.merging.extraction_plan import (
+    ExtractionPlan,
+    Parameter,
+    open_model,
+    plan_extraction,
+    some,
+)
+from remerge.merging.extraction_whole import Whole, kept_whole
+from remerge.outputs.directory import (
+    Workplace,
+    check_free,
+    check_place,
+    check_space,
+    publish,
+    workplace,
+    write_durably,
+)
+from remerge.outputs.peft_adapter import (
+    CONFIG,
+    WEIGHTS,
+    AdapterWriter,
+    adapter_config,
+    factors,
+    keys_of,
+    task_of,
+)
+from remerge.sources.checkpoint import Checkpoint, open_checkpoint
+from remerge.sources.dtypes import itemsize, torch_dtype
+from remerge.sources.reading import Reader
+from remerge.sources.references import Reference, stated_digest
+from remerge.version import __version__
+
+# Told, from any thread: bytes done, bytes in all, the tensor at hand.
+Report = Callable[[int, int, str], None]
+_LARGEST = 8
+
+
+@dataclass(frozen=True)
+class ExtractionResult:
+    """What an extraction did: the numbers of the closing summary, all measured."""
+
+    output: Path
+    manifest: ExtractionManifest
+    seconds: float
+    bytes_compared: int
+    bytes_written: int
+    peak_memory: int
+
+
+def extract(
+    base: Reference,
+    merged: Reference,
+    out: Path,
+    options: ExtractionOptions,
+    *,
+    max_memory: int,
+    threads: int | None,
+    started: float,
+    overwrite: bool = False,
+    report: Report = lambda done, total, tensor: None,
+) -> ExtractionResult:
+    """Write the adapter that leads from ``base`` to ``merged``, or leave ``out`` as it was.
+
+    Raises `BadInput` where the two are not of one architecture, do not differ, hold values that
+    are not finite, or (``strict``) differ in what factors cannot say; `UsageError` for an output
+    that is in the way and for too little memory.
+    """
+    check_place(out, [base.path, merged.path])
+    check_free(out, overwrite=overwrite)
+    opened = [open_checkpoint(reference.path.absolute()) for reference in (base, merged)]
+    plan = plan_extraction(*map(open_model, opened))
+    readers = [Reader(checkpoint) for checkpoint in opened]
+    wanted = Wanted(options.rank, options.energy)
+    count = threads or min(os.cpu_count() or 1, 8)
+    comparison = Comparison(plan, readers[0], readers[1], wanted, max_memory, count)
+    comparison.check_memory()
+    check_space(out, 2 * _most_bytes(plan, options))
+    state = {"extraction": __version__, "started": started}
+    try:
+        digests = _digests([s.path for c in opened for s in c.shards])
+        with workplace(out, state) as place:
+            manifest = _write(place, comparison, (base, merged), options, digests, report)
+            if any(
+                reader.raw_file(s.name).changed() for reader in readers for s in reader.base.shards
+            ):
+                raise BadInput("The base or the merged model changed while they were compared.")
+            write_durably(place.work / MANIFEST, to_bytes(manifest))
+            publish(place)
+    finally:
+        for reader in readers:
+            reader.close()
+    return ExtractionResult(
+        out,
+        manifest,
+        time.time() - started,
+        sum(shard.size for checkpoint in opened for shard in checkpoint.shards),
+        sum(record.size for record in manifest.outputs),
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    )
+
+
+def _write(
+    place: Workplace,
+    comparison: Comparison,
+    references: tuple[Reference, Reference],
+    options: ExtractionOptions,
+    digests: Mapping[Path, str],
+    report: Report,
+) -> ExtractionManifest:
+    plan = comparison.plan
+    told = _Told(plan, report)
+    plain = [p for p in plan.parameters if p.form == "whole"]
+    outcomes = list(comparison.outcomes(plain, told))
+    changed = [outcome.parameter for outcome in outcomes if outcome.changed]
+    whole = kept_whole(comparison, changed, save=options.modules_to_save, strict=options.strict)
+    found: list[Outcome] = []
+    records: list[TensorRecord] = []
+    writer = AdapterWriter(place.work)
+    try:
+        able = [p for p in plan.parameters if p.form != "whole"]
+        unchanged = sum(not outcome.changed for outcome in outcomes)
+        for outcome in comparison.outcomes(able, told):
+            if not outcome.changed:
+                unchanged += 1
+                continue
+            for part, tensor in zip("AB", _factors(outcome, options), strict=True):
+                writer.add(f"{outcome.parameter.name}|{part}", tensor)
+            records.append(_record(outcome))
+            found.append(replace(outcome, fits=()))
+        factored = [outcome.parameter for outcome in found]
+        if not factored and not whole.parameters:
+            raise _nothing(whole)
+        for parameter in whole.parameters:
+            dtype, blocks = comparison.values(parameter)
+            writer.add_blocks(parameter.name, dtype, parameter.merged_shape, blocks)
+        keys = keys_of(factored, whole.parameters)
+        writer.finish(keys)
+    finally:
+        writer.close()
+    config = adapter_config(
+        {record.name: record.rank for record in records},
+        factored,
+        whole.modules,
+        plan.modules,
+        plan.names,
+        _stated(plan, references[0], whole),
+    )
+    text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+    write_durably(place.work / CONFIG, text.encode())
+    return ExtractionManifest(
+        options=options,
+        base=_input(references[0], comparison.base.base, digests),
+        merged=_input(references[1], comparison.merged.base, digests),
+        outputs=tuple(_file(place.work / name, name) for name in (CONFIG, WEIGHTS)),
+        tensors=tuple(records),
+        saved_whole=tuple(parameter.name for parameter in whole.parameters),
+        left_out=whole.left_out,
+        unchanged=unchanged,
+        explained_energy=_overall(records),
+        notes=(*_notes(plan), *whole.notes),
+        versions={"remerge": __version__, "torch": torch.__version__},
+    )
+
+
+class _Told:
+    """Bytes compared so far, reported with the total."""
+
+    def __init__(self, plan: ExtractionPlan, report: Report) -> None:
+        self._sizes = {p.name: _stored_bytes(plan, p) for p in plan.parameters}
+        self._total = sum(self._sizes.values())
+        self._done = 0
+        self._report = report
+
+    def __call__(self, parameter: Parameter) -> None:
+        self._done += self._sizes[parameter.name]
+        self._report(self._done, self._total, parameter.name)
+
+
+def _stored_bytes(plan: ExtractionPlan, parameter: Parameter) -> int:
+    sides = ((plan.base, parameter.base), (plan.merged, parameter.merged))
+    return sum(
+        len(region.rows) * len(region.cols) * itemsize(side.tensors[region.tensor].dtype)
+        for side, regions in sides
+        for region in regions
+    )
+
+
+def _most_bytes(plan: ExtractionPlan, options: ExtractionOptions) -> int:
+    """The size of the adapter if every parameter changed that can have factors."""
+    total = 0
+    for parameter in plan.parameters:
+        if parameter.form != "whole":
+            height, width = parameter.view[0] // parameter.matrices, parameter.view[1]
+            rank = min(options.rank, height, width)
+            total += parameter.matrices * rank * (height + width) * itemsize(options.dtype)
+    return total
+
+
+def _factors(outcome: Outcome, options: ExtractionOptions) -> tuple[torch.Tensor, torch.Tensor]:
+    pair = factors(outcome.parameter, outcome.fits, torch_dtype(options.dtype))
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in pair):
+        raise BadInput(
+            f"The factors of {outcome.parameter.name} overflow {options.dtype}.",
+            hint="Use --dtype float32.",
+        )
+    return pair
+
+
+def _record(outcome: Outcome) -> TensorRecord:
+    share = explained(outcome.explained_squares, outcome.squared_norm)
+    return TensorRecord(
+        name=outcome.parameter.name,
+        shape=outcome.parameter.shape,
+        rank=outcome.fits[0].rank,
+        explained_energy=share,
+        relative_error=relative_error(share),
+        norm=outcome.squared_norm**0.5,
+    )
+
+
+def _overall(records: Sequence[TensorRecord]) -> float:
+    total = sum(record.norm**2 for record in records)
+    kept = sum(record.explained_energy * record.norm**2 for record in records)
+    return kept / total if total else 1.0
+
+
+def _notes(plan: ExtractionPlan) -> Iterable[str]:
+    if plan.absent:
+        yield f"Only one of the two holds {some(plan.absent)}; the model does not use them."
+    one, other = (
+        {tensor.dtype for tensor in side.tensors.values()} for side in (plan.base, plan.merged)
+    )
+    if one != other:
+        yield (
+            f"The base is stored as {', '.join(sorted(one))}, the merged model as "
+            f"{', '.join(sorted(other))}: rounding between them is part of what was found."
+        )
+
+
+def _nothing(whole: Whole) -> BadInput:
+    if whole.left_out:
+        return BadInput(
+            f"Nothing changed but {some(whole.left_out)}, which have no low-rank factors.",
+            hint="Leave out --no-modules-to-save to bring them whole.",
+        )
+    return BadInput(
+        "The merged model equals the base: there is nothing to extract.",
+        why="No parameter differs between the two.",
+        hint="Check the order: remerge extract BASE MERGED -o ADAPTER.",
+    )
+
+
+def _stated(plan: ExtractionPlan, base: Reference, whole: Whole) -> dict[str, object]:
+    biases = any(name.endswith(".bias") for name in whole.loose)
+    model_type = str(plan.base.checkpoint.config.get("model_type"))
+    return {
+        "base_model_name_or_path": _name(base),
+        "revision": base.commit,
+        "bias": "all" if biases else "none",
+        **task_of(model_type, type(plan.base.model)),
+    }
+
+
+def _name(reference: Reference) -> str:
+    name = reference.hub_id or reference.path.resolve().name
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+def _input(
+    reference: Reference, checkpoint: Checkpoint, digests: Mapping[Path, str]
+) -> InputRecord:
+    files = [
+        FileRecord(name=s.name, size=s.size, sha256=digests[s.path]) for s in checkpoint.shards
+    ]
+    files.append(_file(checkpoint.path / "config.json", "config.json"))
+    return InputRecord(
+        name=_name(reference),
+        hub_id=reference.hub_id,
+        commit=reference.commit,
+        files=tuple(files),
+    )
+
+
+def _file(path: Path, name: str) -> FileRecord:
+    return FileRecord(name=name, size=path.stat().st_size, sha256=file_digest(path))
+
+
+def _digests(paths: Sequence[Path]) -> dict[Path, str]:
+    """SHA-256 of the weight files: as the Hub's cache states it, as known, else read now."""
+    known = {path: stated_digest(path) or user_index.known_digest(path) for path in paths}
+    unknown = [path for path, digest in known.items() if digest is None]
+    with ThreadPoolExecutor(min(_LARGEST, os.cpu_count() or 1)) as pool:
+        fresh = dict(zip(unknown, pool.map(file_digest, unknown), strict=True))
+    user_index.remember_digests(fresh)
+    return {path: digest or fresh[path] for path, digest in known.items()}
