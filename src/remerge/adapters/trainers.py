@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from remerge.adapters import peft_files
-from remerge.adapters.converters import mlx
+from remerge.adapters.converters import mlx, torchtune
 from remerge.adapters.opened import Adapter
 
 
@@ -20,8 +20,9 @@ class Trainer:
     open_: Callable[[Path], Adapter]
 
 
-# In the order in which they are asked.
+# In the order in which they are asked. torchtune comes first: it writes its own file beside PEFT's.
 TRAINERS: tuple[Trainer, ...] = (
+    Trainer(torchtune.NAME, torchtune.recognises, torchtune.open_),
     Trainer("PEFT", peft_files.recognises, peft_files.open_),
-    Trainer("mlx-lm", mlx.recognises, mlx.open_),
+    Trainer(mlx.NAME, mlx.recognises, mlx.open_),
 )

@@ -11,12 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from remerge.adapters.adapter import open_adapter
-from remerge.merging.budget import DEFAULT
-from remerge.merging.plan import Plan
+from remerge.merging.merged import MergedCheckpoint
+from remerge.merging.opening import plan_tensors, read_changes
 from remerge.merging.recipe import Recipe
-from remerge.outputs.planning import Inputs, make_plan
 from remerge.sources.checkpoint import open_checkpoint
-from remerge.sources.references import Reference
+from remerge.sources.reading import decoded
 
 HIDDEN, INNER, VOCABULARY, LAYERS = 16, 24, 40, 2
 HEADS, KV_HEADS = 4, 2
@@ -88,17 +87,19 @@ def write_adapter(path: Path, file: str, tensors: Tensors, config: Any = None) -
     return path
 
 
-def plan(base: Path, adapter: Path) -> Plan:
-    """The plan of a merge, the adapter told in PEFT's terms for this base."""
+def plan(base: Path, adapter: Path) -> MergedCheckpoint:
+    """The merge with the adapter told in PEFT's terms for this base; no weight is read yet."""
     checkpoint = open_checkpoint(base)
-    opened = open_adapter(adapter).for_base(checkpoint)
-    inputs = Inputs(checkpoint, Reference(base), opened, Reference(adapter), opened.notes)
-    return make_plan(inputs, Recipe(), DEFAULT)
+    readable = decoded(checkpoint)
+    opened = open_adapter(adapter).for_base(readable)
+    changes = read_changes(readable, opened)
+    plans = plan_tensors(checkpoint, readable, changes, Recipe())
+    return MergedCheckpoint(checkpoint, plans, checkpoint.config, adapter_bytes=opened.nbytes)
 
 
 def merged(base: Path, adapter: Path) -> Tensors:
     """Every tensor of the merge, as remerge computes it."""
-    found = plan(base, adapter).open(torch.device("cpu"))
+    found = plan(base, adapter)
     return {name: found[name][:] for name in found}
 
 
