@@ -15,6 +15,8 @@ from remerge.adapters.lora.family import LORA
 from remerge.adapters.misfits import DoesNotFit, Misfit
 from remerge.adapters.regions import Names
 from remerge.adapters.tuner import Tuner
+from remerge.adapters.tuners.pvera import PVERA
+from remerge.adapters.tuners.vera import VERA
 from remerge.errors import BadInput, Unsupported
 
 __all__ = [
@@ -31,6 +33,8 @@ __all__ = [
 
 FAMILIES: Mapping[str, Tuner[Any]] = {
     "LORA": LORA,
+    "VERA": VERA,
+    "PVERA": PVERA,
 }
 
 # Families whose change of a weight can be computed from adapter and base; they lack an entry above.
@@ -52,7 +56,6 @@ PLANNED = frozenset(
         "LOKR",
         "MISS",
         "OFT",
-        "PVERA",
         "RANDLORA",
         "ROAD",
         "SHIRA",
@@ -60,7 +63,6 @@ PLANNED = frozenset(
         "TRAINABLE_TOKENS",
         "UNILORA",
         "VBLORA",
-        "VERA",
         "WAVEFT",
     }
 )

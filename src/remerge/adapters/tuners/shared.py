@@ -1,0 +1,55 @@
+"""Tensors that all layers of an adapter share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+
+from remerge.adapters.edits import Context
+from remerge.adapters.keys import Parts
+from remerge.adapters.tuners.dense import Dense
+from remerge.sources.dtypes import torch_dtype
+
+
+def split_shared(layers: Sequence[Parts]) -> tuple[dict[str, str], list[Parts]]:
+    """The shared tensors by part, and the layers."""
+    shared: dict[str, str] = {}
+    for parts in layers:
+        if not parts.module:
+            shared.update(parts.tensors)
+    return shared, [parts for parts in layers if parts.module]
+
+
+def largest(layers: Sequence[Dense]) -> tuple[int, int]:
+    """The most outputs and the most inputs of any layer: the size of what they share."""
+    outputs = max((layer.outputs for layer in layers), default=0)
+    return outputs, max((layer.inputs for layer in layers), default=0)
+
+
+def projection(
+    context: Context, shared: Mapping[str, str], part: str, least: tuple[int, ...]
+) -> Callable[[], torch.Tensor] | None:
+    """Reads a stored projection; None, with a misfit, where it is missing or smaller than this."""
+    name = shared.get(part)
+    if name is None:
+        context.misfits.add(
+            f"base_model.*_{part}",
+            "is missing, though adapter_config.json says that it was saved (save_projection)",
+            "unpaired",
+        )
+        return None
+    found = context.stored(name)
+    if len(found) != len(least) or any(a < b for a, b in zip(found, least, strict=True)):
+        context.misfits.add(name, f"has shape {found}, but the layers need {least}", "shape")
+        return None
+    return lambda: context.recent(name)
+
+
+def held(context: Context, layer: Dense) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Rounds drawn float32 numbers as PEFT does: to the dtype of the layer's weight, and back
+    (tuners_utils.py, _move_adapter_to_device_of_base_layer and cast_adapter_dtype)."""
+    regions = context.names.regions(layer.weight)
+    found = context.base.tensors.get(regions[0].tensor) if regions else None
+    dtype = torch.float32 if found is None else torch_dtype(found.dtype)
+    return lambda drawn: drawn.to(dtype).to(torch.float32)
