@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -15,7 +16,7 @@ from remerge.merging.budget import DEFAULT, SMALLEST, Resources
 from remerge.merging.extraction import LARGEST_RANK
 from remerge.merging.merged import MergedCheckpoint
 from remerge.merging.plan import Plan
-from remerge.merging.recipe import Recipe, make_recipe, parse_dtype, parse_size
+from remerge.merging.recipe import make_recipe, parse_dtype, parse_size
 from remerge.outputs.planning import make_plan, open_inputs
 from remerge.sources.references import resolve
 from remerge.validation import verify as verifying
@@ -37,6 +38,11 @@ def plan(
     adapter: Source,
     *,
     dtype: str = "keep",
+    keep_float32: Sequence[str] = (),
+    base_precision: str | None = None,
+    simulate: str | None = None,
+    requantize: str | None = None,
+    expert_packing: str = "auto",
     max_shard_size: int | str | None = None,
     tokenizer: str = "auto",
     copy_code: bool = False,
@@ -46,11 +52,25 @@ def plan(
     """The whole merge before it is done, from headers and configurations.
 
     ``base`` and ``adapter`` are directories or Hub ids (``org/name[@revision]``); without ``base``
-    the adapter's configuration names it. Raises `BadInput` for whatever would merge wrong.
-    ``progress`` allows the Hub's download bars, which appear on a terminal only.
+    the adapter's configuration names it. ``keep_float32`` are patterns of tensors to write in
+    float32; ``base_precision`` (``dequantized`` or ``original=BASE``), ``simulate`` (``nf4``) and
+    ``requantize`` (``same``) say what a quantised base is taken for and written as. Raises
+    `BadInput` for whatever would merge wrong. ``progress`` allows the Hub's download bars, which
+    appear on a terminal only.
     """
-    recipe = make_recipe(dtype, max_shard_size, tokenizer, copy_code)
-    inputs = open_inputs(base, adapter, copy_code=copy_code, progress=progress)
+    recipe = make_recipe(
+        dtype=dtype,
+        keep_float32=keep_float32,
+        simulate=simulate,
+        requantize=requantize,
+        expert_packing=expert_packing,
+        max_shard_size=max_shard_size,
+        tokenizer=tokenizer,
+        copy_code=copy_code,
+    )
+    inputs = open_inputs(
+        base, adapter, base_precision=base_precision, copy_code=copy_code, progress=progress
+    )
     return make_plan(inputs, recipe, _budget(max_memory))
 
 
@@ -60,9 +80,15 @@ def merge(
     output: Source,
     *,
     dtype: str = "keep",
+    keep_float32: Sequence[str] = (),
+    base_precision: str | None = None,
+    simulate: str | None = None,
+    requantize: str | None = None,
+    expert_packing: str = "auto",
     max_shard_size: int | str | None = None,
     tokenizer: str = "auto",
     copy_code: bool = False,
+    retention: Literal["sample", "full"] = "sample",
     overwrite: bool = False,
     device: str = "cpu",
     threads: int | None = None,
@@ -74,12 +100,24 @@ def merge(
 
     ``output`` is complete or as it was: it never holds half a merge. ``device``, ``threads`` and
     ``max_memory`` change no byte of it. ``report`` is told bytes done, bytes in all and the tensor
-    at hand, from any thread; ``progress`` is as for `plan`.
+    at hand, from any thread. ``retention`` says on how much of the tensors is measured what the
+    output keeps of the delta. The other options are as for `plan`.
     """
     started = time.time()
-    recipe = make_recipe(dtype, max_shard_size, tokenizer, copy_code)
+    recipe = make_recipe(
+        dtype=dtype,
+        keep_float32=keep_float32,
+        simulate=simulate,
+        requantize=requantize,
+        expert_packing=expert_packing,
+        max_shard_size=max_shard_size,
+        tokenizer=tokenizer,
+        copy_code=copy_code,
+    )
     budget, where = _budget(max_memory), _device(device)
-    inputs = open_inputs(base, adapter, copy_code=copy_code, progress=progress)
+    inputs = open_inputs(
+        base, adapter, base_precision=base_precision, copy_code=copy_code, progress=progress
+    )
     made = make_plan(inputs, recipe, budget)
     return make(
         inputs,
@@ -89,6 +127,7 @@ def merge(
         device=where,
         started=started,
         overwrite=overwrite,
+        retention=retention,
         report=report,
     )
 
@@ -123,19 +162,17 @@ def open_merged(
     base: Source | None,
     adapter: Source,
     *,
-    dtype: str = "keep",
     device: str = "cpu",
-    max_memory: int | str = DEFAULT,
+    **options: Any,
 ) -> MergedCheckpoint:
     """The merged checkpoint as a mapping ``name -> lazy tensor``, before anything is written.
 
     Each tensor has ``.shape``, ``.dtype`` and ``[rows]``, computed on read;
-    ``load_model()`` gives a transformers model with the merged weights.
+    ``load_model()`` gives a transformers model with the merged weights. ``options`` are those of
+    `plan`.
     """
-    recipe: Recipe = make_recipe(dtype, None, "auto", False)
     where = _device(device)
-    made = make_plan(open_inputs(base, adapter), recipe, _budget(max_memory))
-    return made.open(where)
+    return plan(base, adapter, **options).open(where)
 
 
 def inspect(path: Source, adapter: Source | None = None) -> Inspection:

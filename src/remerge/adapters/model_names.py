@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, quantizers
 from transformers.pytorch_utils import Conv1D
 
 from remerge.adapters.facts import ModelHint, TensorFacts, Wanted
@@ -67,6 +67,20 @@ class ModelNames:
         return all(self.layer(name) is not None for name in modules) and all(
             self.shape(name) is not None for name in parameters
         )
+
+    def quantised_weights(self) -> list[str]:
+        """The weights that bitsandbytes quantises when transformers loads this model for QLoRA
+        training (integrations/bitsandbytes.py): fully connected layers but the output head."""
+        model: Any = self._model
+        quantizer: Any = quantizers.base.HfQuantizer
+        converts: Any = quantizers.quantizers_utils
+        skipped = quantizer.get_modules_to_not_convert(model, None, model._keep_in_fp32_modules)
+        return [
+            f"{name}.weight"
+            for name, module in self._modules.items()
+            if (type(module) is nn.Linear or isinstance(module, Conv1D))
+            and converts.should_convert_module(name, skipped)
+        ]
 
     def layer(self, module: str) -> Layer | None:
         if module in self._modules:

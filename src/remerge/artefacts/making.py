@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
 import torch
 
-from remerge.adapters.deltas import Change
 from remerge.artefacts import user_index
 from remerge.artefacts.manifest import (
     MANIFEST,
@@ -24,6 +24,7 @@ from remerge.artefacts.manifest import (
     FileRecord,
     InputRecord,
     Manifest,
+    RetentionReport,
     read_manifest,
     to_bytes,
 )
@@ -33,6 +34,7 @@ from remerge.merging.budget import Resources
 from remerge.merging.local import derive
 from remerge.merging.merged import MergedCheckpoint
 from remerge.merging.plan import OutputFile, Plan, SideFile, merge_key
+from remerge.merging.retention import Meter, Mode, figures
 from remerge.outputs.directory import (
     Workplace,
     check_free,
@@ -78,6 +80,7 @@ def make(
     device: torch.device,
     started: float,
     overwrite: bool = False,
+    retention: Mode = "sample",
     report: Report = lambda done, total, tensor: None,
 ) -> MergeResult:
     """Write the merge to ``out``, or leave ``out`` as it was.
@@ -102,12 +105,15 @@ def make(
     ):
         finished = _finished(plan, place)
         left = [file for file in plan.files if file.name not in finished]
-        sink = _Writer(place, len(left))
+        meter = Meter(retention)
+        for receipt in finished.values():
+            meter.restore(receipt.get("retention", {}))
+        sink = _Writer(place, meter)
         _prepare(merged, plan, place)
         twins = {file.twin.name for file in plan.files if file.twin is not None}
         unread = [shard for shard in plan.base.shards if shard.name not in twins]
         counter = _Counter(sum(part.size for part in (*left, *unread)), report)
-        base_digests = derive(merged, left, unread, sink, resources, counter.add)
+        base_digests = derive(merged, left, unread, sink, resources, counter.add, meter)
         base_digests |= {name: record["base"] for name, record in finished.items()}
         if plan.adapter.changed() or plan.adapter.digests() != adapter_digests:
             raise BadInput(f"{plan.adapter.path} changed while it was merged.")
@@ -116,7 +122,7 @@ def make(
         records += [_write_side_file(place.work, side) for side in plan.side_files]
         if (place.work / PREPARATIONS).exists():
             records.append(_record(place.work / PREPARATIONS, PREPARATIONS))
-        manifest = _manifest(inputs, plan, base_digests, adapter_digests, records)
+        manifest = _manifest(inputs, plan, base_digests, adapter_digests, records, meter)
         seconds = time.time() - started
         _write_provenance(place, started, seconds, resources, device)
         write_durably(place.work / MANIFEST, to_bytes(manifest))
@@ -162,8 +168,9 @@ def file_digest(path: Path | None) -> str:
 class _Writer:
     """A sink that writes the output's files into the workplace."""
 
-    def __init__(self, place: Workplace, count: int) -> None:
+    def __init__(self, place: Workplace, meter: Meter) -> None:
         self._place = place
+        self._meter = meter
         self._files: dict[str, File] = {}
         self._lock = Lock()
         self.digests: dict[str, str] = {}
@@ -181,7 +188,10 @@ class _Writer:
         target.finish()
         target.close()
         self.digests[file.name] = digest
-        self._place.write_receipt(file.name, {"sha256": digest, "base": twin_digest})
+        changed = {piece.plan.touched_by for piece in file.pieces}
+        measured = self._meter.document(change.tensor for change in changed if change is not None)
+        receipt = {"sha256": digest, "base": twin_digest, "retention": measured}
+        self._place.write_receipt(file.name, receipt)
 
 
 class _Counter:
@@ -210,10 +220,10 @@ def _state(plan: Plan, adapter_digests: Mapping[str, str]) -> dict[str, object]:
     }
 
 
-def _finished(plan: Plan, place: Workplace) -> dict[str, dict[str, str]]:
+def _finished(plan: Plan, place: Workplace) -> dict[str, dict[str, Any]]:
     """Files that a killed run finished, both sides read again: output and base as they were."""
 
-    def holds(file: OutputFile) -> dict[str, str] | None:
+    def holds(file: OutputFile) -> dict[str, Any] | None:
         receipt = place.receipt(file.name)
         path = place.work / file.name
         if receipt is None or file.twin is None or not path.is_file():
@@ -229,17 +239,17 @@ def _finished(plan: Plan, place: Workplace) -> dict[str, dict[str, str]]:
 
 def _prepare(merged: MergedCheckpoint, plan: Plan, place: Workplace) -> None:
     """Compute what needs more than a chunk, or take over what a killed run computed."""
-    changes: dict[str, Change] = {t.name: t.change for t in plan.touched if t.change is not None}
     path = place.work / PREPARATIONS
     if path.exists():
-        merged.prepared.update(preparations.restore(path, changes))
+        merged.prepared.update(preparations.restore(path, plan.steps))
         return
     before = torch.get_num_threads()
     # One thread: the order of LAPACK's sums must not depend on the machine's size.
     torch.set_num_threads(1)
     try:
-        for change in changes.values():
-            merged.prepare(change)
+        for tensor in plan.touched.values():
+            if tensor.touched_by is not None:
+                merged.prepare(tensor.touched_by, tensor.origin)
     finally:
         torch.set_num_threads(before)
     if plan.reproducible == "same-stack":
@@ -287,6 +297,7 @@ def _manifest(
     base_digests: Mapping[str, str],
     adapter_digests: Mapping[str, str],
     outputs: list[FileRecord],
+    meter: Meter,
 ) -> Manifest:
     base, adapter = plan.base, plan.adapter
     digests = {f"base/{name}": digest for name, digest in base_digests.items()}
@@ -310,10 +321,26 @@ def _manifest(
         outputs=tuple(sorted(outputs, key=lambda record: record.name)),
         tensors={
             "touched": len(plan.touched),
-            "untouched": len(plan.tensors) - len(plan.touched),
+            "untouched": plan.untouched,
         },
+        formats=dict(plan.formats),
+        retention=_retention(plan, meter),
         notes=plan.notes,
         versions={"remerge": __version__, "algorithm": str(ALGORITHM), "torch": torch.__version__},
+    )
+
+
+def _retention(plan: Plan, meter: Meter) -> RetentionReport | None:
+    if not meter.found:
+        return None
+    sizes = {name: plan.elements(name) for name in meter.found}
+    tensors, overall = figures(meter, sizes)
+    return RetentionReport.model_validate(
+        {
+            "measured": meter.mode,
+            "overall": overall.document(),
+            "tensors": {name: found.document() for name, found in tensors.items()},
+        }
     )
 
 

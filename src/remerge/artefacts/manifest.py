@@ -42,8 +42,32 @@ class InputRecord(BaseModel):
     files: tuple[FileRecord, ...]
 
 
+class RetentionRecord(BaseModel):
+    """How much of a delta the output kept (`remerge.merging.retention`)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    elements: int
+    kept: float | None
+    noise: float | None
+    unchanged: float
+
+
+class RetentionReport(BaseModel):
+    """Delta retention of a merge, overall and by tensor; ``measured`` on a sample or in full."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    measured: Literal["sample", "full"]
+    overall: RetentionRecord
+    tensors: dict[str, RetentionRecord]
+
+
 class Manifest(BaseModel):
-    """The content of ``remerge.json``."""
+    """The content of ``remerge.json``.
+
+    ``formats`` counts the base's quantised tensors by format.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -56,6 +80,8 @@ class Manifest(BaseModel):
     adapters: tuple[InputRecord, ...]
     outputs: tuple[FileRecord, ...]
     tensors: dict[str, int]
+    formats: dict[str, int] = {}
+    retention: RetentionReport | None = None
     notes: tuple[str, ...]
     versions: dict[str, str]
 

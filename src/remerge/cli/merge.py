@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -15,6 +15,47 @@ from remerge.cli.output import print_json, print_notes, print_table, progress, s
 @click.option("-o", "--output", "--out", metavar="OUT", help="Directory to write.")
 @click.option(
     "--dtype", default="keep", show_default=True, help="keep, bfloat16, float16 or float32."
+)
+@click.option(
+    "--keep-float32",
+    metavar="PATTERN",
+    multiple=True,
+    help="Write tensors whose names match in float32, e.g. 'model.layers.*.mlp.*'; repeatable.",
+)
+@click.option(
+    "--base-precision",
+    metavar="PRECISION",
+    help="What a quantised BASE is taken for. dequantized (the default): its own values, which are "
+    "what the adapter saw in training, so right for QLoRA. original=ORG/NAME: the 16-bit model it "
+    "was made from, right for an adapter that was trained on that one, or where the weights of "
+    "other deployments must stay comparable; the adapter then loses the rounding it was fitted to.",
+)
+@click.option(
+    "--simulate",
+    type=click.Choice(["nf4"]),
+    help="Round a 16-bit BASE through NF4 first, as QLoRA training did on loading it: right where "
+    "the adapter was trained with load_in_4bit and only the 16-bit base is at hand.",
+)
+@click.option(
+    "--requantize",
+    type=click.Choice(["same"]),
+    help="Write a quantised BASE's own format back: block FP8, MXFP4, NVFP4, NF4 or int8. Scales "
+    "are derived anew for touched tensors; all others keep their bytes. Small deltas may vanish: "
+    "the summary says how much was kept.",
+)
+@click.option(
+    "--expert-packing",
+    type=click.Choice(["auto", "rank-major", "expert-major"]),
+    default="auto",
+    show_default=True,
+    help="How lora_B of stacked experts is laid out; auto goes by the adapter's peft_version.",
+)
+@click.option(
+    "--retention",
+    type=click.Choice(["sample", "full"]),
+    default="sample",
+    show_default=True,
+    help="Measure what the output keeps of the delta on a sample of each tensor, or on all of it.",
 )
 @click.option("--max-shard-size", metavar="SIZE", help="Cut new shards, e.g. 5GB.")
 @click.option(
@@ -37,6 +78,12 @@ def command(
     inputs: tuple[str, ...],
     output: str | None,
     dtype: str,
+    keep_float32: tuple[str, ...],
+    base_precision: str | None,
+    simulate: str | None,
+    requantize: str | None,
+    expert_packing: str,
+    retention: Literal["sample", "full"],
     max_shard_size: str | None,
     tokenizer: str,
     copy_code: bool,
@@ -66,6 +113,11 @@ def command(
         raise click.UsageError("One base and one adapter: remerge merge BASE ADAPTER -o OUT.")
     options: dict[str, Any] = {
         "dtype": dtype,
+        "keep_float32": keep_float32,
+        "base_precision": base_precision,
+        "simulate": simulate,
+        "requantize": requantize,
+        "expert_packing": expert_packing,
         "max_shard_size": max_shard_size,
         "tokenizer": tokenizer,
         "copy_code": copy_code,
@@ -78,12 +130,14 @@ def command(
     if output is None:
         raise click.UsageError("Say where to write: -o OUT (or --dry-run to see the plan).")
     import remerge
+    from remerge.artefacts.advice import advice, retention_line
 
     with progress("merging", quiet=quiet or as_json) as report:
         result = remerge.merge(
             base,
             adapter,
             output,
+            retention=retention,
             overwrite=overwrite,
             device=device,
             threads=threads,
@@ -91,6 +145,8 @@ def command(
             **options,
         )
     manifest = result.manifest
+    kept = manifest.retention
+    warnings = advice(manifest)
     if as_json:
         print_json(
             {
@@ -103,17 +159,26 @@ def command(
                 "bytes_written": result.bytes_written,
                 "seconds": result.seconds,
                 "peak_memory_bytes": result.peak_memory,
-                "notes": list(manifest.notes),
+                "base_precision": manifest.recipe.base_precision,
+                "formats": manifest.formats,
+                "retention": kept.model_dump() if kept is not None else None,
+                "notes": [*manifest.notes, *warnings],
                 "files": [record.model_dump() for record in manifest.outputs],
             }
         )
         return
     if quiet:
         return
-    print_notes(manifest.notes)
+    print_notes((*manifest.notes, *warnings))
     touched, untouched = manifest.tensors["touched"], manifest.tensors["untouched"]
     click.echo(f"{'already merged' if result.already_there else 'merged'}: {result.output}")
     rows = [("tensors", f"{touched} touched, {untouched} untouched, 0 refused")]
+    if manifest.formats:
+        formats = ", ".join(f"{count} x {name}" for name, count in manifest.formats.items())
+        written = "written back" if manifest.recipe.requantize else "decoded"
+        rows.append(("quantised base", f"{formats}, {written}"))
+    if kept is not None:
+        rows.append(("delta kept", retention_line(kept.overall, kept.measured)))
     if not result.already_there:
         rows += [
             ("read", size(result.bytes_read)),
@@ -125,6 +190,9 @@ def command(
         rows.append(("resumed", ", ".join(result.resumed)))
     rows.append(("merge key", manifest.merge_key))
     print_table(rows)
+    if verbose and kept is not None:
+        for name, found in kept.tensors.items():
+            click.echo(f"  {name}: {retention_line(found, kept.measured)}")
 
 
 def _dry_run(
@@ -157,9 +225,9 @@ def _dry_run(
                 "side_files": [{"name": s.name, "size": s.size} for s in plan.side_files],
                 "tensors": {
                     "touched": len(plan.touched),
-                    "untouched": len(plan.tensors) - len(plan.touched),
+                    "untouched": plan.untouched,
                 },
-                "touched": [tensor.name for tensor in plan.touched],
+                "touched": list(plan.touched),
                 "bytes_to_read": plan.bytes_to_read,
                 "bytes_to_write": plan.bytes_to_write,
                 "forecast": {"peak_memory_bytes": memory, "disk_bytes": plan.bytes_to_write},
@@ -182,13 +250,13 @@ def _dry_run(
     rows += [(side.name, size(side.size)) for side in plan.side_files]
     print_table(rows)
     if verbose:
-        for tensor in plan.touched:
-            steps = tensor.change.steps if tensor.change is not None else ()
-            click.echo(f"  {tensor.name}: {', '.join(step_name(step) for step in steps)}")
+        for name, tensor in plan.touched.items():
+            steps = tensor.touched_by.steps if tensor.touched_by is not None else ()
+            click.echo(f"  {name}: {', '.join(step_name(step) for step in steps)}")
     touched = len(plan.touched)
     print_table(
         [
-            ("tensors", f"{touched} touched, {len(plan.tensors) - touched} untouched"),
+            ("tensors", f"{touched} touched, {plan.untouched} untouched"),
             ("to read", size(plan.bytes_to_read)),
             ("to write", size(plan.bytes_to_write)),
             ("peak memory", f"{size(memory)} (forecast)"),

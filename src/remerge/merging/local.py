@@ -9,6 +9,7 @@ to hash, while the others compute.
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -20,12 +21,10 @@ import torch
 from remerge.merging.budget import Resources
 from remerge.merging.merged import MergedCheckpoint
 from remerge.merging.plan import OutputFile, Piece
+from remerge.merging.retention import SPAN, Meter, Sums, blocks, encoded_blocks
 from remerge.sources.checkpoint import Shard, StoredTensor
 from remerge.sources.dtypes import itemsize, torch_dtype
 from remerge.sources.storage import aligned_buffer
-
-# Decoded at a time: unpacking takes several times the room of the values.
-DECODED_ELEMENTS = 2**19
 
 
 class Sink(Protocol):
@@ -48,13 +47,15 @@ def derive(
     sink: Sink,
     resources: Resources,
     progress: Progress,
+    meter: Meter | None = None,
 ) -> dict[str, str]:
     """Derive every file into the sink; returns the digests of the base shards read.
 
     ``unread`` are base shards that are nobody's twin: they are read once more for their digest
-    alone. ``progress`` is told bytes done and the tensor at hand, from any thread.
+    alone. ``progress`` is told bytes done and the tensor at hand, from any thread. ``meter``
+    measures what the output keeps of the deltas.
     """
-    run = _Run(merged, sink, resources.chunk, progress)
+    run = _Run(merged, sink, resources.chunk, progress, meter)
     lanes = [_Lane(file, file.twin) for file in files] + [_Lane(None, s) for s in unread]
     chunks = _interleaved(lanes, resources)
     before = torch.get_num_threads()
@@ -162,13 +163,13 @@ def _run_all(run: _Run, lanes: Sequence[_Lane], chunks: Iterator[_Chunk], thread
 
     def work() -> None:
         torch.set_num_threads(1)
-        buffers = _Buffers(aligned_buffer(run.chunk_size), aligned_buffer(run.chunk_size))
+        buffer = aligned_buffer(run.chunk_size)
         while not run.stopped:
             with lock:
                 chunk = next(chunks, None)
             if chunk is None:
                 return
-            run.do(chunk, buffers)
+            run.do(chunk, buffer)
 
     with ThreadPoolExecutor(threads, thread_name_prefix="merge") as pool:
         futures = [pool.submit(work) for _ in range(threads)]
@@ -186,40 +187,33 @@ def _run_all(run: _Run, lanes: Sequence[_Lane], chunks: Iterator[_Chunk], thread
             raise failure
 
 
-@dataclass(frozen=True)
-class _Buffers:
-    """Memory of one thread: the chunk, and base elements of another layout or dtype."""
-
-    chunk: memoryview
-    source: memoryview
-
-
 @dataclass
 class _Run:
     merged: MergedCheckpoint
     sink: Sink
     chunk_size: int
     progress: Progress
+    meter: Meter | None
     stopped: bool = False
 
-    def do(self, chunk: _Chunk, buffers: _Buffers) -> None:
+    def do(self, chunk: _Chunk, buffer: memoryview) -> None:
         lane, length = chunk.lane, chunk.stop - chunk.start
-        data = buffers.chunk[:length]
+        data = buffer[:length]
         if lane.shard is not None:
             source = self.merged.reader.raw_file(lane.shard.name)
-            source.read_into(buffers.chunk, chunk.start, length)
+            source.read_into(buffer, chunk.start, length)
             lane.read.update(chunk.number, data)
         tensor = lane.shard.name if lane.shard is not None else ""
         if lane.file is not None:
             for piece in _pieces(lane.file, chunk.start, chunk.stop):
                 tensor = piece.plan.name
                 if lane.file.twin is None or not piece.plan.copied:
-                    self._fill(piece, chunk, buffers, in_place=lane.file.twin is not None)
+                    self._fill(piece, chunk, buffer, in_place=lane.file.twin is not None)
             if lane.file.twin is None:
-                _fill_head(lane.file, chunk, buffers.chunk)
+                _fill_head(lane.file, chunk, buffer)
             if not lane.copied:
                 lane.written.update(chunk.number, data)
-            self.sink.put(lane.file, chunk.start, buffers.chunk, length)
+            self.sink.put(lane.file, chunk.start, buffer, length)
         self.progress(length, tensor)
         with lane.lock:
             lane.left -= 1
@@ -228,43 +222,63 @@ class _Run:
             read = lane.read_digest if lane.shard is not None else None
             self.sink.finish(lane.file, lane.digest, read)
 
-    def _fill(self, piece: Piece, chunk: _Chunk, buffers: _Buffers, *, in_place: bool) -> None:
+    def _fill(self, piece: Piece, chunk: _Chunk, buffer: memoryview, *, in_place: bool) -> None:
         """Put the part of a tensor that lies in this chunk into the buffer."""
         plan = piece.plan
         start, stop = max(piece.start, chunk.start), min(piece.stop, chunk.stop)
-        place = buffers.chunk[start - chunk.start : stop - chunk.start]
-        stored = plan.source
-        if plan.copied and isinstance(stored, StoredTensor):
-            offset = stored.start + start - piece.start
-            self.merged.reader.file(stored.shard).read_into(place, offset, stop - start)
+        place = buffer[start - chunk.start : stop - chunk.start]
+        if plan.copied and isinstance(plan.source, StoredTensor):
+            offset = plan.source.start + start - piece.start
+            self.merged.reader.file(plan.source.shard).read_into(place, offset, stop - start)
             return
         target = torch.frombuffer(place, dtype=torch_dtype(plan.dtype))
-        first = (start - piece.start) // itemsize(plan.dtype)
-        if plan.change is not None and not plan.change.reads_base:
-            self.merged.merge(plan, None, target, first)
-        elif in_place:
-            self.merged.merge(plan, target, target, first)
-        elif stored is not None:
-            self._convert(piece, buffers, target, first)
+        size = itemsize(plan.dtype)
+        first = (start - piece.start) // size
+        if plan.encoding is not None:
+            self._encode(piece, target, first)
+        elif in_place and plan.reads_source:
+            self._merge(piece, target, target, first)
+        else:
+            # Spans of the file, as the delta is measured on; unpacking codes takes room.
+            cuts = [start, *range(start // SPAN * SPAN + SPAN, stop, SPAN), stop]
+            for begin, end in itertools.pairwise(cuts):
+                part = target[(begin - start) // size : (end - start) // size]
+                self._derive(piece, part, first + (begin - start) // size)
 
-    def _convert(self, piece: Piece, buffers: _Buffers, target: torch.Tensor, first: int) -> None:
-        """Merge from base elements of another place, dtype or format, a buffer at a time."""
-        stored = piece.plan.source
-        assert stored is not None
-        if not isinstance(stored, StoredTensor):
-            for done in range(0, target.numel(), DECODED_ELEMENTS):
-                count = min(DECODED_ELEMENTS, target.numel() - done)
-                source = self.merged.reader.values(stored, first + done, count)
-                self.merged.merge(piece.plan, source, target[done : done + count], first + done)
+    def _derive(self, piece: Piece, target: torch.Tensor, first: int) -> None:
+        """Merge from base elements of another place, dtype or format."""
+        source = None
+        if piece.plan.reads_source and piece.plan.source is not None:
+            source = self.merged.reader.values(piece.plan.source, first, target.numel())
+        self._merge(piece, source, target, first)
+
+    def _merge(
+        self, piece: Piece, source: torch.Tensor | None, target: torch.Tensor, first: int
+    ) -> None:
+        """Merge a range of elements, and measure the blocks in it; ``source`` may be ``target``."""
+        plan, change = piece.plan, piece.plan.change
+        if self.meter is None or source is None or change is None:
+            self.merged.merge(plan, source, target, first)
             return
-        size = itemsize(stored.dtype)
-        step = len(buffers.source) // size
-        for done in range(0, target.numel(), step):
-            count = min(step, target.numel() - done)
-            offset = stored.start + (first + done) * size
-            self.merged.reader.file(stored.shard).read_into(buffers.source, offset, count * size)
-            source = torch.frombuffer(buffers.source, dtype=torch_dtype(stored.dtype), count=count)
-            self.merged.merge(piece.plan, source, target[done : done + count], first + done)
+        last = first + target.numel()
+        inside = [b for b in blocks(piece, self.meter.mode) if first <= b.first < last]
+        before = [source[b.first - first :][: b.count].clone() for b in inside]
+        self.merged.merge(plan, source, target, first)
+        for block, base in zip(inside, before, strict=True):
+            exact = torch.empty(block.count, dtype=torch.float64)
+            self.merged.apply(change, plan.source, base, exact, block.first)
+            output = target[block.first - first :][: block.count]
+            self.meter.add(change.tensor, block, Sums.of(base, exact, output))
+
+    def _encode(self, piece: Piece, target: torch.Tensor, first: int) -> None:
+        """Write a part of a changed tensor in its quantised format."""
+        self.merged.merge(piece.plan, None, target, first)
+        encoding = piece.plan.encoding
+        if self.meter is None or encoding is None or encoding.role != "codes" or first:
+            return
+        for block in encoded_blocks(encoding.codec.shape, self.meter.mode):
+            base, exact, output = self.merged.encoded_values(encoding, block.first, block.count)
+            self.meter.add(encoding.change.tensor, block, Sums.of(base, exact, output))
 
 
 def _pieces(file: OutputFile, start: int, stop: int) -> Iterator[Piece]:

@@ -7,88 +7,23 @@ kept.
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from threading import Lock, local
 from typing import Any, cast
 
 import torch
 
-from remerge.adapters.deltas import Change, Factor, Load, Prepared
+from remerge.adapters.deltas import Change, Load, Prepared
 from remerge.errors import BadInput, Unsupported
+from remerge.merging.factor_cache import FactorCache
 from remerge.merging.kernel import TILE_ELEMENTS, Scratch, merge_elements
 from remerge.merging.preparations import prepare
-from remerge.sources.checkpoint import Checkpoint
-from remerge.sources.dtypes import BITS, MERGEABLE, torch_dtype
+from remerge.merging.tensor_plan import Encoding, TensorPlan
+from remerge.sources.checkpoint import Checkpoint, StoredTensor
+from remerge.sources.codecs.codec import Encodes, Values
+from remerge.sources.dtypes import BITS, torch_dtype
 from remerge.sources.reading import Reader, Source
-
-_FACTOR_BUDGET = 2**26
-# Both factors of a few tensors stay however large they are: without them every tile would read
-# them again.
-_LEAST_FACTORS = 6
-
-
-@dataclass(frozen=True)
-class TensorPlan:
-    """One tensor of the output: where its bytes come from and what changes them.
-
-    ``source`` is None for a tensor that the base lacks; ``change`` is None for one that no delta
-    touches. ``dtype`` is the output's, after ``--dtype``.
-    """
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    source: Source | None
-    change: Change | None
-
-    @property
-    def copied(self) -> bool:
-        """Whether the output's bytes are the base's bytes."""
-        return self.change is None and self.source is not None and self.dtype == self.source.dtype
-
-    @property
-    def elements(self) -> int:
-        return math.prod(self.shape)
-
-
-class FactorCache:
-    """Widened adapter factors, the most recently used of them, for all threads."""
-
-    def __init__(self, device: torch.device, budget: int) -> None:
-        self._device = device
-        self._budget = max(budget, _FACTOR_BUDGET)
-        self._held: OrderedDict[int, tuple[Factor, torch.Tensor]] = OrderedDict()
-        self._lock = Lock()
-        self._loading = Lock()
-
-    def load(self, factor: Factor) -> torch.Tensor:
-        found = self._find(factor)
-        if found is not None:
-            return found
-        # One at a time: threads that need the same factor would each hold a copy.
-        with self._loading:
-            found = self._find(factor)
-            if found is not None:
-                return found
-            values = factor.read().to(self._device, torch.float64)
-            with self._lock:
-                self._held[id(factor)] = (factor, values)
-                while len(self._held) > _LEAST_FACTORS and self._size() > self._budget:
-                    self._held.popitem(last=False)
-            return values
-
-    def _find(self, factor: Factor) -> torch.Tensor | None:
-        with self._lock:
-            found = self._held.get(id(factor))
-            if found is None:
-                return None
-            self._held.move_to_end(id(factor))
-            return found[1]
-
-    def _size(self) -> int:
-        return sum(factor.nbytes for factor, _ in self._held.values())
 
 
 @dataclass
@@ -104,6 +39,10 @@ class MergedCheckpoint(Mapping[str, "MergedTensor"]):
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     adapter_bytes: int = 0
     prepared: dict[str, Sequence[Prepared]] = field(default_factory=dict[str, Sequence[Prepared]])
+    _measured: dict[str, Mapping[str, torch.Tensor]] = field(
+        default_factory=dict[str, Mapping[str, torch.Tensor]]
+    )
+    _lock: Any = field(default_factory=Lock)
     _local: Any = field(default_factory=local)
 
     def __post_init__(self) -> None:
@@ -140,29 +79,44 @@ class MergedCheckpoint(Mapping[str, "MergedTensor"]):
 
         ``source`` holds the same elements of the base, or None where the base is not read.
         """
-        if plan.change is None:
-            if source is None:
-                raise ValueError(f"{plan.name} has neither a source nor a change")
+        if plan.encoding is not None:
+            target.copy_(self.encoded(plan.encoding, first, target.numel()))
+        elif plan.change is not None:
+            self.apply(plan.change, plan.source, source, target, first)
+        elif source is not None:
             _cast(plan, source, target, first)
-            return
-        prepared = self.prepare(plan.change)
-        if plan.change.whole_rows and plan.source is not None:
-            self._merge_rows(plan, plan.change, target, first, prepared)
-            return
-        scratch = self._scratch()
-        merge_elements(plan.change, source, target, first, self.load, prepared, scratch)
+        else:
+            raise ValueError(f"{plan.name} has neither a source nor a change")
 
-    def _merge_rows(
+    def apply(
         self,
-        plan: TensorPlan,
         change: Change,
+        origin: Source | None,
+        source: torch.Tensor | None,
+        target: torch.Tensor,
+        first: int,
+    ) -> None:
+        """Fill ``target`` (any float dtype) with changed elements from ``first`` on.
+
+        ``origin`` is the base's tensor, ``source`` its values at these elements.
+        """
+        prepared = self.prepare(change, origin)
+        if change.whole_rows:
+            self._apply_to_rows(change, origin, target, first, prepared)
+        else:
+            scratch = self._scratch()
+            merge_elements(change, source, target, first, self.load, prepared, scratch)
+
+    def _apply_to_rows(
+        self,
+        change: Change,
+        origin: Source | None,
         target: torch.Tensor,
         first: int,
         prepared: Sequence[Prepared],
     ) -> None:
-        """As `merge`, where a value depends on its whole row: rows cut by the ends of ``target``
+        """As `apply`, where a value depends on its whole row: rows cut by the ends of ``target``
         are read whole, and all of them computed."""
-        assert plan.source is not None
         columns = change.view[1]
         last = -(-(first + target.numel()) // columns)
         step = max(1, TILE_ELEMENTS // columns)
@@ -170,15 +124,62 @@ class MergedCheckpoint(Mapping[str, "MergedTensor"]):
         while row < last:
             rows = change.widen(range(row, min(row + step, last)))
             start, count = rows.start * columns, len(rows) * columns
-            source = self.reader.values(plan.source, start, count)
+            source = self._base_values(change, origin, start, count)
             whole = torch.empty(count, dtype=target.dtype)
             scratch = self._scratch(count)
             merge_elements(change, source, whole, start, self.load, prepared, scratch)
-            begin, end = max(first, row * columns), min(first + target.numel(), rows.stop * columns)
+            begin, end = max(first, start), min(first + target.numel(), start + count)
             target[begin - first : end - first] = whole[begin - start : end - start]
             row = rows.stop
 
-    def prepare(self, change: Change) -> Sequence[Prepared]:
+    def _base_values(
+        self, change: Change, origin: Source | None, first: int, count: int
+    ) -> torch.Tensor | None:
+        """The values that a change starts from, None where it replaces them all."""
+        if origin is None or not change.reads_base:
+            return None
+        return self.reader.values(origin, first, count)
+
+    def exact(self, change: Change, origin: Source | None) -> Values:
+        """The changed tensor in float64, before any rounding."""
+
+        def values(first: int, count: int) -> torch.Tensor:
+            source = self._base_values(change, origin, first, count)
+            target = torch.empty(count, dtype=torch.float64)
+            self.apply(change, origin, source, target, first)
+            return target
+
+        return values
+
+    def encoded(self, encoding: Encoding, first: int, count: int) -> torch.Tensor:
+        """Elements of a part of a changed tensor in the base's quantised format, as stored."""
+        codec = encoding.codec
+        assert isinstance(codec, Encodes)
+        values = self.exact(encoding.change, codec)
+        with self._lock:
+            if codec.name not in self._measured:
+                self._measured[codec.name] = codec.measure(values)
+        return codec.encode(encoding.role, values, self._measured[codec.name], first, count)
+
+    def encoded_values(
+        self, encoding: Encoding, first: int, count: int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Elements of a tensor that is encoded anew: the base's, the exact result's, and what the
+        new codes decode to."""
+        codec = encoding.codec
+        roles = {part.name: role for role, part in codec.parts.items()}
+
+        def read(part: StoredTensor, start: int, length: int) -> torch.Tensor:
+            role = roles[part.name]
+            if isinstance(codec, Encodes) and role in codec.rewritten:
+                return self.encoded(replace(encoding, role=role), start, length)
+            return self.reader.span(part, start, length)
+
+        base = self.reader.values(codec, first, count)
+        exact = self.exact(encoding.change, codec)(first, count)
+        return base, exact, codec.decode(read, first, count)
+
+    def prepare(self, change: Change, origin: Source | None) -> Sequence[Prepared]:
         """The preparations of a tensor's steps, computed at the first call.
 
         Two threads may compute the same numbers; that is cheaper than making the others wait.
@@ -186,10 +187,8 @@ class MergedCheckpoint(Mapping[str, "MergedTensor"]):
         found = self.prepared.get(change.tensor)
         if found is None:
             matrix = None
-            if change.reads_base:
-                source = self.plans[change.tensor].source
-                assert source is not None
-                matrix = SourceMatrix(self, source, change.view)
+            if change.reads_base and origin is not None:
+                matrix = SourceMatrix(self, origin, change.view)
             computed = prepare(change, matrix, self.load, self.device)
             found = self.prepared.setdefault(change.tensor, computed)
         return found
@@ -208,7 +207,7 @@ class MergedCheckpoint(Mapping[str, "MergedTensor"]):
         if BITS[plan.dtype] % 8:
             raise Unsupported(f"Tensor {plan.name} is {plan.dtype}, which torch cannot index.")
         source = None
-        if plan.source is not None and (plan.change is None or plan.change.reads_base):
+        if plan.reads_source and plan.source is not None:
             source = self.reader.values(plan.source, first, count)
             if plan.copied:
                 return source
@@ -282,11 +281,6 @@ def _cast(plan: TensorPlan, source: torch.Tensor, target: torch.Tensor, first: i
             f"fit {plan.dtype}.",
             hint="Merge with --dtype keep, bfloat16 or float32.",
         )
-
-
-def output_dtype(stored: str, wanted: str | None) -> str:
-    """A tensor's dtype after ``--dtype``: floats are converted, codes and integers are not."""
-    return wanted if wanted is not None and stored in MERGEABLE else stored
 
 
 @dataclass(frozen=True)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from typing import Any
 
 from remerge.adapters import families, names
 from remerge.adapters.adapter import Adapter
 from remerge.adapters.deltas import Change, Changes
-from remerge.errors import BadInput, Unsupported
-from remerge.merging.merged import TensorPlan, output_dtype
+from remerge.errors import BadInput, Unsupported, UsageError
 from remerge.merging.recipe import Recipe
+from remerge.merging.tensor_plan import Encoding, TensorPlan, output_dtype
+from remerge.sources.checkpoint import Checkpoint, StoredTensor
+from remerge.sources.codecs.codec import Codec, Encodes
 from remerge.sources.documents import as_object
 from remerge.sources.dtypes import MERGEABLE
 from remerge.sources.reading import DecodedBase
@@ -36,30 +39,87 @@ def hint_of(config: Mapping[str, Any]) -> names.ModelHint:
     )
 
 
-def plan_tensors(base: DecodedBase, changes: Changes, recipe: Recipe) -> dict[str, TensorPlan]:
+def plan_tensors(
+    base: Checkpoint, readable: DecodedBase, changes: Changes, recipe: Recipe
+) -> dict[str, TensorPlan]:
     """Every tensor of the output, in the base's order, new ones last.
 
-    Raises `Unsupported` where a delta meets a tensor that is no float.
+    Raises `Unsupported` where a delta meets a tensor that is no float, or one whose format cannot
+    be written back.
     """
+    keeps = recipe.requantize is not None
     plans: dict[str, TensorPlan] = {}
-    wanted = None if recipe.dtype == "keep" else recipe.dtype
-    for name, source in base.tensors.items():
-        if name in changes.dropped:
+    if keeps:
+        for codec in readable.codecs.values():
+            if codec.name not in changes.dropped:
+                plans.update(_part_plans(codec, changes.tensors.get(codec.name)))
+    for name, source in readable.tensors.items():
+        if name in changes.dropped or (keeps and name in readable.codecs):
             continue
         change = changes.tensors.get(name)
         shape = tuple(source.shape) if change is None else change.shape
         kept = source.dtype if change is None else change.dtype
         if change is not None and kept not in MERGEABLE and not _is_counter(change):
             raise _no_float(name, kept)
-        plans[name] = TensorPlan(name, output_dtype(kept, wanted), shape, source, change)
+        if not isinstance(source, StoredTensor):
+            kept = _unpacked_dtype(kept, base.config)
+        plans[name] = TensorPlan(name, _dtype(name, kept, recipe), shape, source, change)
     for name, change in changes.tensors.items():
-        if name not in plans:
-            source = base.tensors.get(change.source or name)
+        if name not in plans and not (keeps and name in readable.codecs):
+            source = readable.tensors.get(change.source or name)
             if change.reads_base and source is None:
-                raise BadInput(f"The base has no tensor {name}.")
-            dtype = output_dtype(change.dtype, wanted)
+                raise BadInput(f"The base {base.path} has no tensor {name}.")
+            dtype = _dtype(name, change.dtype, recipe)
             plans[name] = TensorPlan(name, dtype, change.shape, source, change)
-    return plans
+    _check_patterns(recipe, plans)
+    stored = {name: plans[name] for name in base.tensors if name in plans}
+    return stored | plans if keeps else plans
+
+
+def _part_plans(codec: Codec, change: Change | None) -> dict[str, TensorPlan]:
+    """The parts of a quantised tensor in their own format: copied, or encoded anew."""
+    if change is not None and (not isinstance(codec, Encodes) or change.shape != codec.shape):
+        raise Unsupported(
+            f"Tensor {codec.name} is stored as {codec.format}, which --requantize cannot write"
+            + ("." if not isinstance(codec, Encodes) else f" in its new shape {change.shape}."),
+            why="Formats that it writes: NF4 and FP4, int8, block FP8, MXFP4 and NVFP4.",
+            hint="Merge without --requantize, and quantise the result.",
+        )
+    rewritten = codec.rewritten if isinstance(codec, Encodes) else frozenset[str]()
+    return {
+        part.name: TensorPlan(
+            part.name,
+            part.dtype,
+            part.shape,
+            part,
+            None,
+            Encoding(codec, role, change) if change is not None and role in rewritten else None,
+        )
+        for role, part in codec.parts.items()
+    }
+
+
+def _dtype(name: str, kept: str, recipe: Recipe) -> str:
+    if any(fnmatchcase(name, pattern) for pattern in recipe.keep_float32):
+        return output_dtype(kept, "F32")
+    return output_dtype(kept, None if recipe.dtype == "keep" else recipe.dtype)
+
+
+def _unpacked_dtype(decoded: str, config: Mapping[str, Any]) -> str:
+    """The dtype of a decoded tensor in the output: 16 bits, those of config.json if it has any."""
+    if decoded != "F32":
+        return decoded
+    stated = str(config.get("dtype") or config.get("torch_dtype")).removeprefix("torch.")
+    return "F16" if stated == "float16" else "BF16"
+
+
+def _check_patterns(recipe: Recipe, plans: Mapping[str, TensorPlan]) -> None:
+    for pattern in recipe.keep_float32:
+        if not any(fnmatchcase(name, pattern) for name in plans):
+            raise UsageError(
+                f"--keep-float32 {pattern!r} matches no tensor of the output.",
+                hint="Give a tensor's name, or a pattern such as 'model.layers.*.mlp.*'.",
+            )
 
 
 def _is_counter(change: Change) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,8 +20,9 @@ import torch
 
 from remerge.adapters.adapter import Adapter
 from remerge.adapters.deltas import step_name
-from remerge.merging.merged import MergedCheckpoint, TensorPlan
+from remerge.merging.merged import MergedCheckpoint
 from remerge.merging.recipe import Recipe
+from remerge.merging.tensor_plan import TensorPlan
 from remerge.sources.checkpoint import Checkpoint, Shard, StoredTensor
 from remerge.sources.reading import Source
 from remerge.version import ALGORITHM
@@ -75,7 +77,7 @@ class SideFile:
 
 @dataclass(frozen=True)
 class Plan:
-    """A merge before it is done."""
+    """A merge before it is done; ``formats`` counts the base's quantised tensors by format."""
 
     recipe: Recipe
     base: Checkpoint
@@ -86,6 +88,7 @@ class Plan:
     side_files: tuple[SideFile, ...]
     notes: tuple[str, ...]
     reproducible: str
+    formats: Mapping[str, int]
 
     @cached_property
     def plan_id(self) -> str:
@@ -96,9 +99,32 @@ class Plan:
         """The result as a mapping that computes on read."""
         return MergedCheckpoint(self.base, self.tensors, self.config, device, self.adapter.nbytes)
 
+    @cached_property
+    def touched(self) -> Mapping[str, TensorPlan]:
+        """Tensors that the adapter changes, by their names unquantised; of a tensor that is written
+        back in parts, one part."""
+        found: dict[str, TensorPlan] = {}
+        for plan in self.tensors.values():
+            change = plan.touched_by
+            if change is not None:
+                found.setdefault(change.tensor, plan)
+        return found
+
     @property
-    def touched(self) -> tuple[TensorPlan, ...]:
-        return tuple(plan for plan in self.tensors.values() if plan.change is not None)
+    def steps(self) -> Mapping[str, int]:
+        """How many steps each changed tensor undergoes."""
+        changes = {name: plan.touched_by for name, plan in self.touched.items()}
+        return {name: len(change.steps) for name, change in changes.items() if change is not None}
+
+    def elements(self, tensor: str) -> int:
+        """How many elements a changed tensor has."""
+        change = self.touched[tensor].touched_by
+        return math.prod(change.shape) if change is not None else 0
+
+    @property
+    def untouched(self) -> int:
+        """How many tensors of the output no delta touches."""
+        return sum(plan.touched_by is None for plan in self.tensors.values())
 
     @property
     def bytes_to_write(self) -> int:
@@ -147,12 +173,14 @@ def _file_document(file: OutputFile) -> dict[str, Any]:
 def _piece_document(piece: Piece) -> dict[str, Any]:
     plan = piece.plan
     document: dict[str, Any] = {"name": plan.name, "bytes": [piece.start, piece.stop]}
-    if plan.source is not None and (plan.change is None or plan.change.reads_base):
+    if plan.reads_source and plan.source is not None:
         document["from"] = _origin(plan.source)
-    if plan.source is not None and plan.source.dtype != plan.dtype:
-        document["dtype"] = [plan.source.dtype, plan.dtype]
-    if plan.change is not None:
-        document["steps"] = [step_name(step) for step in plan.change.steps]
+        if plan.source.dtype != plan.dtype:
+            document["dtype"] = [plan.source.dtype, plan.dtype]
+    if plan.encoding is not None:
+        document["encoded"] = [plan.encoding.role, _origin(plan.encoding.codec)]
+    if plan.touched_by is not None:
+        document["steps"] = [step_name(step) for step in plan.touched_by.steps]
     return document
 
 

@@ -111,11 +111,12 @@ def save(path: Path, preparations: Preparations) -> None:
             stream.write(values.numpy().tobytes())
 
 
-def restore(path: Path, changes: Mapping[str, Change]) -> Preparations:
-    """Read what `save` wrote; tensors without an entry get empty preparations."""
+def restore(path: Path, steps: Mapping[str, int]) -> Preparations:
+    """Read what `save` wrote; ``steps`` counts those of each changed tensor, which get empty
+    preparations where there is no entry."""
     header = read_header(path)
     found: dict[str, list[dict[str, torch.Tensor]]] = {
-        name: [{} for _ in change.steps] for name, change in changes.items()
+        name: [{} for _ in range(count)] for name, count in steps.items()
     }
     with path.open("rb") as stream:
         for key, info in header.tensors.items():

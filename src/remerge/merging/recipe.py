@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -13,35 +14,73 @@ from remerge.sources.dtypes import NAMED
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
+Packing = Literal["auto", "rank-major", "expert-major"]
+
+
 class Recipe(BaseModel):
     """Everything that decides the output's bytes besides the inputs' bytes.
 
     Paths and resources (threads, memory, device) are no part of it: they change no byte.
+    ``base_precision`` says what a quantised base was taken for: ``stored`` where it is not
+    quantised, ``dequantized`` where its own values were used, ``original`` where its 16-bit
+    original was.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     method: Literal["sum"] = "sum"
     dtype: Literal["keep", "BF16", "F16", "F32"] = "keep"
+    keep_float32: tuple[str, ...] = ()
     format: Literal["safetensors"] = "safetensors"
+    base_precision: Literal["stored", "dequantized", "original"] = "stored"
+    simulate: Literal["nf4"] | None = None
+    requantize: Literal["same"] | None = None
+    expert_packing: Packing = "auto"
     max_shard_size: int | None = Field(default=None, gt=0)
     tokenizer: Literal["auto", "base", "adapter"] = "auto"
     copy_code: bool = False
 
 
 def make_recipe(
-    dtype: str, max_shard_size: int | str | None, tokenizer: str, copy_code: bool
+    *,
+    dtype: str = "keep",
+    keep_float32: Sequence[str] = (),
+    simulate: str | None = None,
+    requantize: str | None = None,
+    expert_packing: str = "auto",
+    max_shard_size: int | str | None = None,
+    tokenizer: str = "auto",
+    copy_code: bool = False,
 ) -> Recipe:
     """A recipe from what people write; raises `UsageError`."""
-    if tokenizer not in ("auto", "base", "adapter"):
-        raise UsageError(f"Unknown tokenizer source {tokenizer!r}.", hint="Choose base or adapter.")
+    _choose("--tokenizer", tokenizer, ("auto", "base", "adapter"))
+    _choose("--simulate", simulate, (None, "nf4"))
+    _choose("--requantize", requantize, (None, "same"))
+    _choose("--expert-packing", expert_packing, get_args(Packing))
+    if requantize is not None and (dtype != "keep" or keep_float32 or simulate is not None):
+        raise UsageError(
+            "--requantize writes the base's own format, whose dtypes are fixed.",
+            hint="Leave out --dtype, --keep-float32 and --simulate, or leave out --requantize.",
+        )
     limit = None if max_shard_size is None else parse_size(max_shard_size, "--max-shard-size")
-    return Recipe(
-        dtype=parse_dtype(dtype),
-        max_shard_size=limit,
-        tokenizer=tokenizer,
-        copy_code=copy_code,
+    return Recipe.model_validate(
+        {
+            "dtype": parse_dtype(dtype),
+            "keep_float32": tuple(sorted(set(keep_float32))),
+            "simulate": simulate,
+            "requantize": requantize,
+            "expert_packing": expert_packing,
+            "max_shard_size": limit,
+            "tokenizer": tokenizer,
+            "copy_code": copy_code,
+        }
     )
+
+
+def _choose(option: str, value: str | None, choices: Sequence[str | None]) -> None:
+    if value not in choices:
+        named = ", ".join(choice for choice in choices if choice is not None)
+        raise UsageError(f"{option} {value!r} is not known.", hint=f"Choose {named}.")
 
 
 def parse_dtype(text: str) -> Literal["keep", "BF16", "F16", "F32"]:

@@ -29,6 +29,9 @@ WEIGHTS = "adapter_model.safetensors"
 # PEFT's own word for "no layer has factors" (utils/constants.py).
 NO_TARGETS = "dummy-target-modules"
 _SPOOL = ".adapter_model.part"
+# In models with stacks of experts PEFT takes layers of these names for experts of older files and
+# stops targeting them (utils/transformers_weight_conversion.py); as parameters they stay.
+_TAKEN_FOR_EXPERTS = frozenset({"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"})
 
 
 def factors(
@@ -112,22 +115,33 @@ def adapter_config(
     modules: Collection[str],
     parameters: Collection[str],
     stated: Mapping[str, Any],
+    *,
+    has_experts: bool,
 ) -> dict[str, Any]:
     """adapter_config.json of a LoRA whose scale is 1 everywhere.
 
     ``ranks`` are those of the factored parameters by name, ``saved`` the modules to save,
-    ``modules`` and ``parameters`` all names of the model, ``stated`` what goes in as it is.
+    ``modules`` and ``parameters`` all names of the model, ``stated`` what goes in as it is;
+    ``has_experts`` says that the model holds stacks of experts.
     """
-    bare = {p.name for p in factored if p.form in ("matrix", "stack")}
+    bare = {
+        p.name
+        for p in factored
+        if p.form in ("matrix", "stack")
+        or (has_experts and p.form == "linear" and p.name.split(".")[-2] in _TAKEN_FOR_EXPERTS)
+    }
     layers = {p.module for p in factored if p.name not in bare}
     largest = max(ranks.values(), default=1)
     targets: list[str] | str = short_names(layers, modules, is_target)
     if not factored:
         targets = NO_TARGETS
     pattern = {
-        f"^{re.escape(p.name if p.name in bare else p.module)}": ranks[p.name]
+        f"^{re.escape(name)}": ranks[p.name]
         for p in factored
         if ranks[p.name] != largest
+        # A layer that is targeted as a parameter goes by either name.
+        for name in dict.fromkeys((p.name, p.module) if p.name in bare else (p.module,))
+        if name == p.name or p.form not in ("matrix", "stack")
     }
     config: dict[str, Any] = {
         "peft_type": "LORA",

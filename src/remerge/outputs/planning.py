@@ -3,33 +3,40 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from remerge.adapters.adapter import Adapter, check_finite, open_adapter
-from remerge.errors import BadInput
-from remerge.merging.opening import plan_tensors, read_changes
+from remerge.errors import BadInput, UsageError
+from remerge.merging.opening import hint_of, plan_tensors, read_changes
 from remerge.merging.plan import Plan, SideFile
 from remerge.merging.preparations import check_memory, decomposes
 from remerge.merging.recipe import Recipe
+from remerge.merging.simulation import simulated
+from remerge.merging.tensor_plan import usual_dtype
 from remerge.outputs.safetensors import index_document, lay_out
 from remerge.outputs.side_files import side_files
 from remerge.sources.checkpoint import Checkpoint, open_checkpoint
-from remerge.sources.reading import decoded
+from remerge.sources.reading import DecodedBase, decoded
 from remerge.sources.references import Reference, resolve
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Base and adapter, opened, with where they came from."""
+    """Base and adapter, opened, with where they came from.
+
+    ``original`` says that the base is the 16-bit original of the one that was named.
+    """
 
     base: Checkpoint
     base_reference: Reference
     adapter: Adapter
     adapter_reference: Reference
     notes: tuple[str, ...]
+    original: bool = False
 
     @property
     def paths(self) -> list[Path]:
@@ -40,10 +47,14 @@ def open_inputs(
     base: str | Path | None,
     adapter: str | Path,
     *,
+    base_precision: str | None = None,
     copy_code: bool = False,
     progress: bool = True,
 ) -> Inputs:
     """Resolve and open both inputs; without ``base`` the adapter's configuration names it.
+
+    ``base_precision`` is ``dequantized`` or ``original=BASE``, which puts the original in the
+    place of the quantised base after comparing their tensors' names and shapes.
 
     ``progress`` allows the Hub's download bars, which appear on a terminal only.
 
@@ -67,13 +78,52 @@ def open_inputs(
         notes = (
             f"The adapter was trained on {named}, and is merged into {base_reference.hub_id}.",
         )
+    opened_base = open_checkpoint(base_reference.path.absolute())
+    original = _original(base_precision)
+    if original is not None:
+        quantised = opened_base
+        base_reference = resolve(original, "base", copy_code=copy_code, progress=progress)
+        opened_base = open_checkpoint(base_reference.path.absolute())
+        _check_original(quantised, opened_base)
+        notes = (
+            f"Merged into the original {base_reference.hub_id or original}, not into the quantised "
+            "base whose rounded weights training saw.",
+        )
     return Inputs(
-        open_checkpoint(base_reference.path.absolute()),
-        base_reference,
-        opened,
-        adapter_reference,
-        notes,
+        opened_base, base_reference, opened, adapter_reference, notes, original is not None
     )
+
+
+def _original(base_precision: str | None) -> str | None:
+    """The base that ``original=`` names, None for any other precision; raises `UsageError`."""
+    if base_precision is None or base_precision == "dequantized":
+        return None
+    kind, _, named = base_precision.partition("=")
+    if kind != "original" or not named:
+        raise UsageError(
+            f"--base-precision {base_precision!r} is not known.",
+            hint="Choose dequantized, or original=ORG/NAME (a directory or Hub id).",
+        )
+    return named
+
+
+def _check_original(quantised: Checkpoint, original: Checkpoint) -> None:
+    """Refuse an original that is another model, or is quantised itself."""
+    there, here = decoded(quantised).tensors, decoded(original)
+    if here.codecs:
+        raise BadInput(
+            f"{original.path} is quantised itself, so it is not the original of {quantised.path}.",
+            hint="Give the 16-bit checkpoint with --base-precision original=ORG/NAME.",
+        )
+    for name, tensor in there.items():
+        found = here.tensors.get(name)
+        if found is None or tuple(found.shape) != tuple(tensor.shape):
+            shape = "no such tensor" if found is None else f"shape {tuple(found.shape)}"
+            raise BadInput(
+                f"{original.path} is not the original of {quantised.path}: {name} has shape "
+                f"{tuple(tensor.shape)} there, and {shape} here.",
+                hint="Give the checkpoint that was quantised.",
+            )
 
 
 def _named_base(adapter: Adapter, named: Any) -> str:
@@ -96,13 +146,24 @@ def make_plan(inputs: Inputs, recipe: Recipe, max_memory: int) -> Plan:
     """
     base, adapter = inputs.base, inputs.adapter
     readable = decoded(base)
+    recipe = recipe.model_copy(update={"base_precision": _precision(inputs, readable)})
+    if recipe.requantize is not None and not readable.codecs:
+        raise UsageError(
+            f"--requantize same was asked for, but {base.path} is not quantised.",
+            hint="Leave it out; the output keeps the base's dtype.",
+        )
     changes = read_changes(readable, adapter)
     check_finite(adapter)
-    tensors = plan_tensors(readable, changes, recipe)
+    if recipe.simulate is not None:
+        readable = simulated(readable, hint_of(adapter.config))
+    tensors = plan_tensors(base, readable, changes, recipe)
     files = lay_out(base, tensors, recipe.max_shard_size)
     for change in changes.tensors.values():
         check_memory(change, max_memory)
-    side, notes = side_files(base, adapter, recipe, changes.config)
+    unpacked = readable.codecs and recipe.requantize is None
+    side, notes = side_files(
+        base, adapter, recipe, changes.config, unpacked=usual_dtype(tensors) if unpacked else None
+    )
     index = index_document(base, files)
     if index is not None:
         side = (*side, SideFile(index[0], content=index[1]))
@@ -115,10 +176,17 @@ def make_plan(inputs: Inputs, recipe: Recipe, max_memory: int) -> Plan:
         files=files,
         side_files=tuple(sorted(side, key=lambda file: file.name)),
         notes=(*inputs.notes, *changes.notes, *notes),
+        formats=Counter(codec.format for codec in readable.codecs.values()),
         reproducible=(
             "same-stack" if any(map(decomposes, changes.tensors.values())) else "everywhere"
         ),
     )
+
+
+def _precision(inputs: Inputs, readable: DecodedBase) -> str:
+    if inputs.original:
+        return "original"
+    return "dequantized" if readable.codecs else "stored"
 
 
 def _merged_config(config: Mapping[str, Any], side: tuple[SideFile, ...]) -> Mapping[str, Any]:

@@ -7,8 +7,8 @@ import struct
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from remerge.merging.merged import TensorPlan
 from remerge.merging.plan import OutputFile, Piece
+from remerge.merging.tensor_plan import TensorPlan
 from remerge.sources.checkpoint import INDEX, SINGLE, Checkpoint, Shard, StoredTensor
 from remerge.sources.documents import as_object, read_json_object
 from remerge.sources.dtypes import BITS

@@ -14,6 +14,7 @@ from remerge.merging.recipe import Recipe
 from remerge.sources.checkpoint import Checkpoint
 from remerge.sources.documents import as_object
 from remerge.sources.dtypes import torch_dtype
+from remerge.sources.reading import unquantised
 
 # A tokenizer is one thing in several files: they are taken together, from one side.
 _TOKENIZER = frozenset(
@@ -37,16 +38,23 @@ _TOKENIZER = frozenset(
         "vocab.txt",
     }
 )
+# Where other tools say how a checkpoint is quantised.
+_QUANTISATION = frozenset({"quantize_config.json", "quant_config.json", "hf_quant_config.json"})
 _TEMPLATES = frozenset({"chat_template.jinja", "chat_template.json"})
 _TEMPLATE_FOLDER = "additional_chat_templates/"
 
 
 def side_files(
-    base: Checkpoint, adapter: Adapter, recipe: Recipe, changes: Mapping[str, object]
+    base: Checkpoint,
+    adapter: Adapter,
+    recipe: Recipe,
+    changes: Mapping[str, object],
+    unpacked: str | None = None,
 ) -> tuple[tuple[SideFile, ...], tuple[str, ...]]:
     """The output's side files, and sentences for the user about them.
 
-    ``changes`` are dotted keys of config.json with their new values.
+    ``changes`` are dotted keys of config.json with their new values; ``unpacked`` is the dtype of
+    the output where the base is quantised and the output is not.
     """
     notes: list[str] = []
     files: dict[str, SideFile] = {}
@@ -54,7 +62,7 @@ def side_files(
     for name in base.side_files:
         if name.endswith(".py") and not recipe.copy_code:
             skipped_code.append(name)
-        else:
+        elif unpacked is None or name not in _QUANTISATION:
             files[name] = SideFile(name, source=base.path / name)
     if skipped_code:
         notes.append(
@@ -66,7 +74,7 @@ def side_files(
             f"{', '.join(base.left_out)}."
         )
     notes += _take_tokenizer(files, adapter, recipe)
-    document = _changed_config(base.config, recipe, changes)
+    document = _changed_config(base.config, recipe, changes, unpacked)
     if document is not None:
         text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
         files["config.json"] = SideFile("config.json", content=text.encode())
@@ -120,18 +128,23 @@ def _has_template(brought: Mapping[str, Path]) -> bool:
 
 
 def _changed_config(
-    config: Mapping[str, Any], recipe: Recipe, changes: Mapping[str, object]
+    config: Mapping[str, Any],
+    recipe: Recipe,
+    changes: Mapping[str, object],
+    unpacked: str | None,
 ) -> dict[str, Any] | None:
     """A copy of config.json with the changes, or None where nothing changes."""
-    document: dict[str, Any] = json.loads(json.dumps(config))
+    kept = unquantised(config) if unpacked is not None else config
+    document: dict[str, Any] = json.loads(json.dumps(kept))
     for key, value in changes.items():
         *parents, last = key.split(".")
         place = document
         for parent in parents:
             place = place.setdefault(parent, {})
         place[last] = value
-    if recipe.dtype != "keep":
-        _set_dtype(document, str(torch_dtype(recipe.dtype)).removeprefix("torch."))
+    dtype = unpacked if recipe.dtype == "keep" else recipe.dtype
+    if dtype is not None:
+        _set_dtype(document, str(torch_dtype(dtype)).removeprefix("torch."))
     return document if document != config else None
 
 

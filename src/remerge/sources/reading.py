@@ -113,7 +113,7 @@ def decoded(base: Checkpoint) -> DecodedBase:
     finally:
         reader.close()
     if not codecs:
-        return DecodedBase(_unquantised(base.config), base.tensors, {})
+        return DecodedBase(unquantised(base.config), base.tensors, {})
     parts = {part.name for codec in codecs.values() for part in codec.parts.values()}
     at = {codec.parts["codes"].name: codec for codec in codecs.values()}
     tensors: dict[str, Source] = {}
@@ -122,10 +122,10 @@ def decoded(base: Checkpoint) -> DecodedBase:
             tensors[at[name].name] = at[name]
         elif name not in parts:
             tensors[name] = stored
-    return DecodedBase(_unquantised(base.config), tensors, codecs)
+    return DecodedBase(unquantised(base.config), tensors, codecs)
 
 
-def _unquantised(config: Mapping[str, Any]) -> dict[str, Any]:
+def unquantised(config: Mapping[str, Any]) -> dict[str, Any]:
     """config.json without any ``quantization_config``."""
     kept = {key: value for key, value in config.items() if key != "quantization_config"}
     text = as_object(kept.get("text_config"))

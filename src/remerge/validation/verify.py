@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock, local
 from typing import Any
@@ -69,6 +69,7 @@ def verify(
         adapter or _place_of(manifest.adapters[0], "adapter"),
         copy_code=manifest.recipe.copy_code,
     )
+    inputs = replace(inputs, original=manifest.recipe.base_precision == "original")
     _check_input(manifest.adapters[0], inputs.adapter.path, inputs.adapter.digests(), "adapter")
     plan = make_plan(inputs, manifest.recipe, max_memory)
     if plan.plan_id != manifest.plan_id:
@@ -173,8 +174,7 @@ def _restore_preparations(merged: MergedCheckpoint, plan: Plan, output: Path) ->
     """Use the recorded factors where another numerical stack would compute others."""
     path = output / PREPARATIONS
     if path.is_file():
-        changes = {t.name: t.change for t in plan.touched if t.change is not None}
-        merged.prepared.update(preparations.restore(path, changes))
+        merged.prepared.update(preparations.restore(path, plan.steps))
 
 
 def _counter(total: int, report: Report) -> Callable[[int, str], None]:

@@ -1,0 +1,66 @@
+"""What a merge's delta retention means for its user: words, a warning, and the way out."""
+
+from __future__ import annotations
+
+from remerge.artefacts.manifest import Manifest, RetentionRecord
+
+# Below the first, or above the second, a merge is told to have lost something: a tenth of the
+# delta, or rounding noise half as large as the delta itself.
+LEAST_KEPT = 0.9
+MOST_NOISE = 0.5
+_SHOWN = 3
+
+
+def retention_line(found: RetentionRecord, measured: str) -> str:
+    """The figures of one tensor, or of all, in a line."""
+    if found.kept is None or found.noise is None:
+        return "the delta is zero"
+    where = "all elements" if measured == "full" else "a sample"
+    return (
+        f"{found.kept:.2%}, rounding noise {found.noise:.2%} of the delta, "
+        f"{found.unchanged:.2%} of the elements unchanged (measured on {where})"
+    )
+
+
+def advice(manifest: Manifest) -> tuple[str, ...]:
+    """A warning for every way in which the output lost much of the delta, with the way out."""
+    report = manifest.retention
+    if report is None or not _loses(report.overall):
+        worst = [] if report is None else [n for n, t in report.tensors.items() if _loses(t)]
+        if not worst:
+            return ()
+        return (
+            f"{len(worst)} tensors lose much of their delta to rounding ({_named(worst)}); "
+            "--keep-float32 PATTERN keeps them in float32.",
+        )
+    kept, noise = report.overall.kept, report.overall.noise
+    return (
+        f"The output keeps {kept:.1%} of the delta, with rounding noise {noise:.1%} of its size: "
+        + _way_out(manifest, list(report.tensors)),
+    )
+
+
+def _loses(found: RetentionRecord) -> bool:
+    if found.kept is None or found.noise is None:
+        return False
+    return found.kept < LEAST_KEPT or found.noise > MOST_NOISE
+
+
+def _way_out(manifest: Manifest, tensors: list[str]) -> str:
+    if manifest.recipe.requantize is not None:
+        return (
+            "its quantised format is coarser than the change. Merge without --requantize and "
+            "quantise with calibration, or serve the adapter unmerged on the quantised base."
+        )
+    if manifest.recipe.dtype == "F16":
+        return "keep the tensors in float32 (--keep-float32 PATTERN), or the adapter unmerged."
+    return (
+        "bfloat16 has 8 bits, too few for changes this small. --dtype float16 has 11 (a value that "
+        "does not fit its range is refused), --keep-float32 PATTERN keeps named tensors whole, and "
+        "an adapter served unmerged loses nothing."
+    )
+
+
+def _named(names: list[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more

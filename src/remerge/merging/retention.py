@@ -1,0 +1,177 @@
+"""How much of a delta the output kept: a 16-bit weight swallows what is smaller than its last bit.
+
+For a tensor ``W``, its delta ``D`` (both exact) and the output ``W'``: the part kept is
+``<W'-W, D> / <D, D>``, the noise ``|W'-W-D| / |D|``, and some elements did not change at all. All
+are measured while merging, from values that are in memory anyway, on blocks of elements that the
+plan alone decides: neither chunks nor threads change a figure.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from threading import Lock
+from typing import Any, Literal
+
+import torch
+
+from remerge.merging.plan import Piece
+from remerge.sources.dtypes import itemsize
+
+Mode = Literal["sample", "full"]
+
+# Every chunk is made of whole spans of this many bytes of the output file.
+SPAN = 2**20
+# Of a tensor's spans so many are sampled, and of each its first elements.
+_SPANS = 8
+_ELEMENTS = 2**15
+
+
+@dataclass(frozen=True)
+class Block:
+    """Elements ``[first, first + count)`` of a tensor on which its delta is measured."""
+
+    first: int
+    count: int
+
+
+def blocks(piece: Piece, mode: Mode) -> list[Block]:
+    """The blocks of a tensor in its output file, each within one span of the file."""
+    size = itemsize(piece.plan.dtype)
+    starts = [piece.start, *range(piece.start // SPAN * SPAN + SPAN, piece.stop, SPAN)]
+    stops = [*starts[1:], piece.stop]
+    spans = [
+        Block((start - piece.start) // size, (stop - start) // size)
+        for start, stop in zip(starts, stops, strict=True)
+    ]
+    if mode == "full":
+        return spans
+    step = max(1, len(spans) // _SPANS)
+    return [Block(span.first, min(span.count, _ELEMENTS)) for span in spans[::step][:_SPANS]]
+
+
+def encoded_blocks(shape: Sequence[int], mode: Mode) -> list[Block]:
+    """The blocks of a tensor that is written in a quantised format, of its values decoded."""
+    elements = math.prod(shape)
+    starts = range(0, elements, _ELEMENTS)
+    step = 1 if mode == "full" else max(1, len(starts) // _SPANS)
+    count = len(starts) if mode == "full" else _SPANS
+    return [Block(start, min(_ELEMENTS, elements - start)) for start in starts[::step][:count]]
+
+
+@dataclass(frozen=True)
+class Sums:
+    """What was summed over one block: ``<D, D>``, ``<W'-W, D>``, ``|W'-W-D|^2``, and counts."""
+
+    elements: int
+    unchanged: int
+    delta: float
+    kept: float
+    noise: float
+
+    @classmethod
+    def of(cls, base: torch.Tensor, exact: torch.Tensor, output: torch.Tensor) -> Sums:
+        """From 1-D values: the base's, the exact result's and the output's."""
+        base, output = base.to(torch.float64), output.to(torch.float64)
+        delta, kept = exact - base, output - base
+        return cls(
+            base.numel(),
+            int((kept == 0).sum()),
+            _sum(delta.square()),
+            _sum(kept * delta),
+            _sum((kept - delta).square()),
+        )
+
+
+def _sum(values: torch.Tensor) -> float:
+    """A sum by halves: only additions of pairs, which are the same on every machine."""
+    while values.numel() > 1:
+        half = (values.numel() + 1) // 2
+        folded = values[:half].clone()
+        folded[: values.numel() - half] += values[half:]
+        values = folded
+    return float(values[0]) if values.numel() else 0.0
+
+
+@dataclass
+class Meter:
+    """The sums of a merge in progress, by tensor and block; for any number of threads."""
+
+    mode: Mode
+    found: dict[str, dict[int, Sums]] = field(default_factory=dict[str, dict[int, Sums]])
+    _lock: Any = field(default_factory=Lock)
+
+    def add(self, tensor: str, block: Block, sums: Sums) -> None:
+        with self._lock:
+            self.found.setdefault(tensor, {})[block.first] = sums
+
+    def document(self, tensors: Iterable[str]) -> dict[str, list[list[float]]]:
+        """What was measured of these tensors as JSON data, for a run that is taken up again."""
+        with self._lock:
+            return {
+                name: [
+                    [first, s.elements, s.unchanged, s.delta, s.kept, s.noise]
+                    for first, s in sorted(self.found[name].items())
+                ]
+                for name in tensors
+                if name in self.found
+            }
+
+    def restore(self, document: Mapping[str, Sequence[Sequence[float]]]) -> None:
+        """Take over what `document` gave."""
+        for name, rows in document.items():
+            for first, elements, unchanged, *sums in rows:
+                self.add(name, Block(int(first), 0), Sums(int(elements), int(unchanged), *sums))
+
+
+@dataclass(frozen=True)
+class Retention:
+    """The figures of one tensor, or of all: ``kept`` and ``noise`` relative to the delta, the share
+    ``unchanged`` of the measured elements. ``kept`` and ``noise`` are None for a delta of zero."""
+
+    elements: int
+    kept: float | None
+    noise: float | None
+    unchanged: float
+
+    def document(self) -> dict[str, Any]:
+        return {
+            "elements": self.elements,
+            "kept": _rounded(self.kept),
+            "noise": _rounded(self.noise),
+            "unchanged": _rounded(self.unchanged),
+        }
+
+
+def figures(meter: Meter, sizes: Mapping[str, int]) -> tuple[dict[str, Retention], Retention]:
+    """The figures of every tensor measured, and those of all together, in which each tensor counts
+    by its size (``sizes``: elements by tensor) and not by how much of it was sampled."""
+    tensors: dict[str, Retention] = {}
+    whole: list[tuple[float, ...]] = []
+    measured = 0
+    for name, found in sorted(meter.found.items()):
+        sums = [found[first] for first in sorted(found)]
+        elements = sum(s.elements for s in sums)
+        unchanged = sum(s.unchanged for s in sums)
+        delta, kept, noise = (
+            math.fsum(values)
+            for values in zip(*((s.delta, s.kept, s.noise) for s in sums), strict=True)
+        )
+        tensors[name] = _figures(elements, unchanged / max(elements, 1), delta, kept, noise)
+        weight = sizes[name] / max(elements, 1)
+        measured += elements
+        whole.append((sizes[name], weight * unchanged, *(weight * x for x in (delta, kept, noise))))
+    size, same, delta, kept, noise = (math.fsum(column[at] for column in whole) for at in range(5))
+    return tensors, _figures(measured, same / max(size, 1.0), delta, kept, noise)
+
+
+def _figures(elements: int, unchanged: float, delta: float, kept: float, noise: float) -> Retention:
+    if delta == 0:
+        return Retention(elements, None, None, unchanged)
+    return Retention(elements, kept / delta, math.sqrt(noise / delta), unchanged)
+
+
+def _rounded(value: float | None) -> float | None:
+    """Six digits: what matrix products of different machines agree on by far."""
+    return None if value is None else float(f"{value:.6g}")
