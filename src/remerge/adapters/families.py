@@ -15,7 +15,12 @@ from remerge.adapters.lora.family import LORA
 from remerge.adapters.misfits import DoesNotFit, Misfit
 from remerge.adapters.regions import Names
 from remerge.adapters.tuner import Tuner
+from remerge.adapters.tuners.adalora import ADALORA
+from remerge.adapters.tuners.loha import LOHA
+from remerge.adapters.tuners.lokr import LOKR
 from remerge.adapters.tuners.pvera import PVERA
+from remerge.adapters.tuners.randlora import RANDLORA
+from remerge.adapters.tuners.vblora import VBLORA
 from remerge.adapters.tuners.vera import VERA
 from remerge.errors import BadInput, Unsupported
 
@@ -35,12 +40,16 @@ FAMILIES: Mapping[str, Tuner[Any]] = {
     "LORA": LORA,
     "VERA": VERA,
     "PVERA": PVERA,
+    "VBLORA": VBLORA,
+    "RANDLORA": RANDLORA,
+    "ADALORA": ADALORA,
+    "LOHA": LOHA,
+    "LOKR": LOKR,
 }
 
 # Families whose change of a weight can be computed from adapter and base; they lack an entry above.
 PLANNED = frozenset(
     {
-        "ADALORA",
         "BOFT",
         "C3A",
         "DEFT",
@@ -52,17 +61,13 @@ PLANNED = frozenset(
         "HRA",
         "IA3",
         "LN_TUNING",
-        "LOHA",
-        "LOKR",
         "MISS",
         "OFT",
-        "RANDLORA",
         "ROAD",
         "SHIRA",
         "TINYLORA",
         "TRAINABLE_TOKENS",
         "UNILORA",
-        "VBLORA",
         "WAVEFT",
     }
 )

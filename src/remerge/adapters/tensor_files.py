@@ -101,7 +101,7 @@ def _checked(path: Path, tensors: dict[str, AdapterTensor]) -> dict[str, Adapter
             raise BadInput(
                 f"Adapter tensor {name} in {path} has dtype {info.dtype}, which this torch lacks."
             ) from error
-        if info.dtype == "C64" or ("lora_" in name and not real):
+        if info.dtype == "C64" or (".lora_" in name and not real):
             raise BadInput(
                 f"Adapter tensor {name} in {path} has dtype {info.dtype}; weights are real floats.",
                 why="The file is damaged, or was not written by PEFT.",

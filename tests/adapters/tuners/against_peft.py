@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
@@ -171,10 +172,13 @@ def merge_saved(
     return Both(ours, theirs, load_file(base / "model.safetensors"), base, adapter)
 
 
-def assert_same(both: Both, equal: float = 0.99, units: float = 1) -> None:
+def assert_same(
+    both: Both, equal: float = 0.99, units: float = 1, rounds_delta: bool = False
+) -> None:
     """Names, shapes and dtypes are equal, and something changed. Values: float32 within 1e-5 of
     the tensor's largest; 16 bits within ``units`` in the last place, and the share ``equal`` of
-    the changed tensors' values bit for bit."""
+    the changed tensors' values bit for bit. ``rounds_delta``: PEFT rounds the change to 16 bits
+    before it adds it, which moves values by up to 2^-8 of their change."""
     assert sorted(both.ours) == sorted(both.theirs)
     assert both.changed, "the adapter changed nothing"
     values = same = 0
@@ -189,6 +193,8 @@ def assert_same(both: Both, equal: float = 0.99, units: float = 1) -> None:
             bound = torch.full_like(off, 1e-5 * max(1e-3, float(theirs.abs().max())))
         else:
             bound = units * _unit(theirs)
+            if rounds_delta:
+                bound += 2.0**-8 * (theirs.double() - both.base[name].double()).abs()
         assert (off <= bound).all(), f"{name}: off by {float(off.max()):.3g}"
         if name in both.changed and theirs.itemsize == 2:
             values += off.numel()
@@ -214,6 +220,15 @@ def assert_independent(both: Both, out: Path) -> None:
             if whole.dim() and name in both.changed:
                 for row in (0, whole.shape[0] // 2, whole.shape[0] - 1):
                     assert torch.equal(merged[name][row], whole[row]), (name, row)
+
+
+def assert_refused(both: Both, out: Path, *words: str) -> None:
+    """The adapter does not merge, the message has these words in it, and nothing is written."""
+    with pytest.raises(remerge.BadInput) as caught:
+        our_merged(both.base_path, both.adapter_path, out / "refused")
+    for word in words:
+        assert word in str(caught.value)
+    assert not (out / "refused").exists()
 
 
 def edit(adapter: Path, tensors: Callable[[Tensors], Tensors] | None = None, **config: Any) -> None:

@@ -10,6 +10,8 @@ from remerge.adapters.edits import Context
 from remerge.adapters.factors import turned
 from remerge.adapters.keys import LayerKey, Parts
 
+_INTEGERS = ("U8", "I8", "I16", "I32", "I64")
+
 
 @dataclass(frozen=True)
 class Dense:
@@ -64,21 +66,30 @@ def dense_layer(context: Context, parts: Parts, conv1d: bool = True) -> Dense | 
 def has_shape(
     context: Context, tensor: str, wanted: tuple[int, ...], where: Dense, kind: str = "shape"
 ) -> bool:
-    """Whether a stored tensor has the shape that the layer asks for; a misfit where it has not."""
+    """Whether a stored tensor of floats has the shape that the layer asks for; a misfit if not."""
     found = context.stored(tensor)
-    if found == wanted:
+    size = f"{where.module} with {where.outputs} outputs and {where.inputs} inputs"
+    if found != wanted:
+        context.misfits.add(tensor, f"has shape {found}, but {size} needs {wanted}", kind)
+        return False
+    return has_kind(context, tensor, integers=False)
+
+
+def has_kind(context: Context, tensor: str, integers: bool) -> bool:
+    """Whether a stored tensor holds integers (or floats, without ``integers``); a misfit if not."""
+    dtype = context.adapter.tensors[tensor].dtype
+    if dtype in _INTEGERS if integers else dtype.startswith(("F", "BF")):
         return True
-    size = f"{where.outputs} outputs and {where.inputs} inputs"
-    context.misfits.add(
-        tensor, f"has shape {found}, but {where.module} with {size} needs {wanted}", kind
-    )
+    wanted = "integers" if integers else "floats"
+    context.misfits.add(tensor, f"has dtype {dtype}, but its values are {wanted}", "unknown")
     return False
 
 
 def part_keys(prefix: str, *parts: str, shared: tuple[str, ...] = ()) -> LayerKey:
     """Keys ``<module>.<prefix>_<part>``, with or without the adapter's name behind.
 
-    Those of ``shared`` parts are ``base_model.<prefix>_<part>`` and belong to no layer.
+    ``base_model.<prefix>_<part>`` is a tensor that all layers share; those of ``shared`` parts are
+    such tensors only.
     """
     names = "|".join((*parts, *shared))
     pattern = re.compile(rf"(?P<module>.+)\.{prefix}_(?P<part>{names})(?:\.[^.]+)?")
@@ -88,8 +99,8 @@ def part_keys(prefix: str, *parts: str, shared: tuple[str, ...] = ()) -> LayerKe
         if found is None:
             return None
         module, part = found["module"], found["part"]
-        if part in shared:
-            return ("", part) if module == "base_model" else None
-        return module, part
+        if module == "base_model":
+            return "", part
+        return None if part in shared else (module, part)
 
     return layer_key

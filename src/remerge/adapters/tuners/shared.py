@@ -8,7 +8,7 @@ import torch
 
 from remerge.adapters.edits import Context
 from remerge.adapters.keys import Parts
-from remerge.adapters.tuners.dense import Dense
+from remerge.adapters.tuners.dense import Dense, has_kind
 from remerge.sources.dtypes import torch_dtype
 
 
@@ -28,9 +28,10 @@ def largest(layers: Sequence[Dense]) -> tuple[int, int]:
 
 
 def projection(
-    context: Context, shared: Mapping[str, str], part: str, least: tuple[int, ...]
+    context: Context, shared: Mapping[str, str], part: str, wanted: tuple[int, ...]
 ) -> Callable[[], torch.Tensor] | None:
-    """Reads a stored projection; None, with a misfit, where it is missing or smaller than this."""
+    """Reads a stored projection; None, with a misfit, where it is missing or of another
+    shape, which is that of the largest layers."""
     name = shared.get(part)
     if name is None:
         context.misfits.add(
@@ -40,8 +41,10 @@ def projection(
         )
         return None
     found = context.stored(name)
-    if len(found) != len(least) or any(a < b for a, b in zip(found, least, strict=True)):
-        context.misfits.add(name, f"has shape {found}, but the layers need {least}", "shape")
+    if found != wanted:
+        context.misfits.add(name, f"has shape {found}, but the layers need {wanted}", "shape")
+        return None
+    if not has_kind(context, name, integers=False):
         return None
     return lambda: context.recent(name)
 
