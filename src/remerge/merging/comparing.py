@@ -17,11 +17,12 @@ from threading import Condition
 import torch
 
 from remerge.adapters.regions import Region
-from remerge.errors import UsageError
+from remerge.errors import BadInput, UsageError
 from remerge.merging.budget import RESIDENT
-from remerge.merging.difference import BLOCK, Difference, Patch, assembled, patches_of, window
+from remerge.merging.difference import Difference, assembled
 from remerge.merging.extraction import LowRankFit, Wanted, bytes_needed, enough, fit
 from remerge.merging.extraction_plan import ExtractionPlan, Parameter
+from remerge.merging.patches import BLOCK, Patch, patches_of, window
 from remerge.sources.checkpoint import StoredTensor
 from remerge.sources.reading import Reader, Source
 
@@ -150,7 +151,10 @@ class Comparison:
                 yield name
 
     def values(self, parameter: Parameter) -> tuple[torch.dtype, Iterator[torch.Tensor]]:
-        """The merged side of a parameter as stored, its rows in blocks."""
+        """The merged side of a parameter as stored, its rows in blocks.
+
+        The blocks raise `BadInput` where a value is not finite.
+        """
         tensors = self.plan.merged.tensors
         regions = parameter.merged
         patches = patches_of(parameter.name, (regions, tensors), (regions, tensors), parameter.kind)
@@ -160,7 +164,10 @@ class Comparison:
         def blocks() -> Iterator[torch.Tensor]:
             for first in range(0, rows, height):
                 part = range(first, min(first + height, rows))
-                yield assembled(self.merged, window(patches, part), (len(part), columns))
+                block = assembled(self.merged, window(patches, part), (len(part), columns))
+                if not torch.isfinite(block).all():
+                    raise BadInput(f"{parameter.name} holds NaN or infinity in the merged model.")
+                yield block
 
         first = self.merged.values(tensors[regions[0].tensor], 0, 1)
         return first.dtype, blocks()

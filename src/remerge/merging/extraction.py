@@ -17,7 +17,8 @@ from typing import Any, cast
 
 import torch
 
-from remerge.merging.difference import BLOCK, Difference
+from remerge.merging.difference import Difference
+from remerge.merging.patches import BLOCK
 
 _OVERSAMPLING = 10
 # With two, even a difference without any structure is met within 1 % of the least error.

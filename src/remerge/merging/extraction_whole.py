@@ -74,11 +74,12 @@ def _whole_notes(whole: Whole, resized: Sequence[Parameter]) -> Iterable[str]:
         )
     if whole.loose:
         yield f"Saved whole, beside the factors: {some(whole.loose)}."
-    for parameter in resized:
+    if resized:
+        grown = ", ".join(f"{p.name} {p.shape[0]} -> {p.merged_shape[0]}" for p in resized)
         yield (
-            f"{parameter.name} grew from {parameter.shape[0]} to {parameter.merged_shape[0]} "
-            "tokens. remerge merge grows the base by itself; in PEFT call resize_token_embeddings "
-            "first. The merged model's tokenizer belongs beside the adapter."
+            f"The vocabulary has another size ({grown}). remerge merge resizes the base by itself; "
+            "in PEFT call resize_token_embeddings first. The merged model's tokenizer belongs "
+            "beside the adapter."
         )
 
 

@@ -236,7 +236,7 @@ class _Run:
         first = (start - piece.start) // size
         if plan.encoding is not None:
             self._encode(piece, target, first)
-        elif in_place and plan.reads_source:
+        elif in_place and plan.reads_source and isinstance(plan.source, StoredTensor):
             self._merge(piece, target, target, first)
         else:
             # Spans of the file, as the delta is measured on; unpacking codes takes room.

@@ -75,7 +75,7 @@ def _codec(stored: StoredTensor, elements: int) -> FourBit:
         "absmax": StoredTensor("absmax", "", "F32", (blocks,), 0, 4 * blocks),
     }
     state = QuantState("nf4", _BLOCK, stored.dtype, stored.shape, None)
-    return FourBit(stored.name, state, parts, None)
+    return FourBit(stored.name, state, parts, torch.empty(0))
 
 
 def simulated(base: DecodedBase, hint: ModelHint) -> DecodedBase:
