@@ -171,6 +171,7 @@ def _write(
         plan.modules,
         plan.names,
         _stated(plan, references[0], whole),
+        has_experts=any(parameter.form == "stack" for parameter in plan.parameters),
     )
     text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
     write_durably(place.work / CONFIG, text.encode())
@@ -184,7 +185,7 @@ def _write(
         left_out=whole.left_out,
         unchanged=unchanged,
         explained_energy=_overall(records),
-        notes=(*_notes(plan), *whole.notes),
+        notes=(*_notes(plan, factored), *whole.notes),
         versions={"remerge": __version__, "torch": torch.__version__},
     )
 
@@ -251,7 +252,14 @@ def _overall(records: Sequence[TensorRecord]) -> float:
     return kept / total if total else 1.0
 
 
-def _notes(plan: ExtractionPlan) -> Iterable[str]:
+def _notes(plan: ExtractionPlan, factored: Sequence[Parameter]) -> Iterable[str]:
+    names = {parameter.name for parameter in factored}
+    for name, twin in plan.tied.items():
+        if twin in names:
+            yield (
+                f"{twin} and {name} are tied: their change acts in both once the adapter is "
+                f"merged, and in {twin} alone while it is served unmerged."
+            )
     if plan.absent:
         yield f"Only one of the two holds {some(plan.absent)}; the model does not use them."
     one, other = (
