@@ -51,7 +51,8 @@ class Tuner(Generic[Config]):
     adapted layer. ``edits``: what the adapted layers do to parameters of the model, with misfits
     for those without a place. ``shapes``: a layer's shape as its factors tell it, where they do
     (names can then be told without building the model). ``check`` raises `Unsupported` for variants
-    that cannot be merged; ``notes`` are sentences that the user must read.
+    that cannot be merged; ``notes`` are sentences that the user must read. ``keeps_nothing`` says
+    that training may leave a layer without a single rank, and so with empty tensors.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Tuner(Generic[Config]):
     shapes: Callable[[AdapterFacts, Parts], FactorShapes] = _no_shapes
     check: Callable[[Config, Mapping[str, Any]], None] = _accept
     notes: Callable[[Reading[Config], Keys], Sequence[str]] = _nothing
+    keeps_nothing: bool = False
 
 
 def changes(tuner: Tuner[Config], adapter: AdapterFacts, base: BaseFacts, names: Names) -> Changes:
@@ -79,7 +81,7 @@ def changes(tuner: Tuner[Config], adapter: AdapterFacts, base: BaseFacts, names:
     def refuse() -> None:
         misfits.refuse_any(places, adapter.config, base.config, len(adapter.tensors))
 
-    _check_tensors(adapter, keys, misfits)
+    _check_tensors(adapter, keys, misfits, tuner.keeps_nothing)
     refuse()
     context = replace(context, wholes=wholes(context, keys))
     edits = [*tuner.edits(context, keys.layers), *token_edits(context, keys)]
@@ -115,7 +117,9 @@ def _shape(adapter: AdapterFacts, key: str) -> tuple[int, ...]:
     return tuple(adapter.tensors[key].shape)
 
 
-def _check_tensors(adapter: AdapterFacts, keys: Keys, misfits: Misfits) -> None:
+def _check_tensors(
+    adapter: AdapterFacts, keys: Keys, misfits: Misfits, may_be_empty: bool
+) -> None:
     if not adapter.tensors or not (keys.layers or keys.parameters or keys.tokens):
         raise BadInput(
             f"The adapter {adapter.path} holds no tensor that a merge could use.",
@@ -124,7 +128,7 @@ def _check_tensors(adapter: AdapterFacts, keys: Keys, misfits: Misfits) -> None:
         )
     for key in adapter.tensors:
         shape = _shape(adapter, key)
-        if math.prod(shape) == 0:
+        if math.prod(shape) == 0 and not may_be_empty:
             misfits.add(key, f"is empty, of shape {shape}", "empty")
     for key in keys.twice:
         misfits.add(key, "is a second tensor for the same place", "unknown")

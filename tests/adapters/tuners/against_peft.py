@@ -231,6 +231,13 @@ def assert_refused(both: Both, out: Path, *words: str) -> None:
     assert not (out / "refused").exists()
 
 
+def assert_name_may_stay(both: Both, out: Path, *ends: str) -> None:
+    """The same result with the adapter's name left in keys, after these ends of them."""
+    edit(both.adapter_path, with_name("default", *ends))
+    for name, value in our_merged(both.base_path, both.adapter_path, out / "named").items():
+        assert torch.equal(value, both.ours[name]), name
+
+
 def edit(adapter: Path, tensors: Callable[[Tensors], Tensors] | None = None, **config: Any) -> None:
     """Change a saved adapter's tensors, or fields of its configuration."""
     file, told = adapter / "adapter_model.safetensors", adapter / "adapter_config.json"
