@@ -12,9 +12,15 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from peft.utils.integrations import dequantize_module_weight
+from safetensors.torch import load_file
+from transformers import BitsAndBytesConfig, GPT2Config, GPT2LMHeadModel
 
 from remerge.errors import BadInput, Unsupported
+from remerge.sources.checkpoint import open_checkpoint
 from remerge.sources.codecs.codec import Encodes
+from remerge.sources.codecs.formats import find_codecs
+from remerge.sources.reading import Reader
 from tests.sources.codecs.checks import check_ranges, same, source, stored, whole
 
 # The library compiles its fallback for odd widths, which takes seconds and changes no bit.
@@ -131,6 +137,26 @@ def test_4bit_encodes_as_bitsandbytes_encodes(data: st.DataObject, tmp_path: Pat
 
 
 @pytest.mark.parametrize("kind", ["nf4", "fp4"])
+def test_4bit_encodes_as_bitsandbytes_next_to_the_bounds_between_codes(
+    tmp_path: Path, kind: str
+) -> None:
+    """A whole block and a short one, in which the library scales differently, for many scales."""
+    table = bnb.get_4bit_type(kind, device="cpu").sort().values
+    bounds = (table[:-1] + table[1:]) / 2
+    torch.manual_seed(3)
+    for absmax in (torch.rand(40) + 0.01).tolist():
+        near = bounds * absmax
+        near = torch.cat([near.nextafter(torch.tensor(float(way))) for way in (-9, 9)] + [near])
+        merged = torch.zeros(1, 128 + 64)
+        merged[0, : len(near)] = merged[0, 128 : 128 + len(near)] = near
+        merged[0, 60] = merged[0, 188] = absmax
+        base, _ = four_bit(merged, kind, 128, False)
+        codec = stored(tmp_path, base, CONFIG)[0]["x.weight"]
+        assert isinstance(codec, Encodes)
+        assert same(codec.encode("codes", source(merged), {}, 0, 96), base["x.weight"].flatten())
+
+
+@pytest.mark.parametrize("kind", ["nf4", "fp4"])
 @pytest.mark.parametrize("shape", [(128, 257), (300, 512), (7, 13), (64, 64)])
 def test_double_quantised_absmax_is_what_bitsandbytes_makes_of_it(
     tmp_path: Path, kind: str, shape: tuple[int, int]
@@ -234,6 +260,34 @@ def test_conv1d_layers_read_as_the_unquantised_checkpoint_stores_them(
     assert same(whole(codecs["score.weight"], reader), values)
     check_ranges(codecs["h.0.attn.c_proj.weight"], reader)
     assert not isinstance(codecs["h.0.attn.c_proj.weight"], Encodes)
+
+
+@pytest.mark.parametrize("eight", [False, True])
+def test_a_checkpoint_of_transformers_reads_like_its_original(tmp_path: Path, eight: bool) -> None:
+    """GPT-2 has Conv1D layers, which transformers quantises turned round."""
+    small = GPT2Config(n_embd=64, n_layer=1, n_head=2, vocab_size=50, n_positions=8)
+    GPT2LMHeadModel(small).half().save_pretrained(tmp_path / "plain")
+    how = BitsAndBytesConfig(
+        load_in_8bit=eight,
+        load_in_4bit=not eight,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+    )
+    model = GPT2LMHeadModel.from_pretrained(
+        tmp_path / "plain", quantization_config=how, dtype=torch.float16
+    )
+    model.save_pretrained(tmp_path / "quantised")
+    base = open_checkpoint(tmp_path / "quantised")
+    reader = Reader(base)
+    codecs = find_codecs(base.config, base.tensors, reader.stored)
+    assert len(codecs) == 4
+    plain = load_file(tmp_path / "plain" / "model.safetensors")
+    for name, codec in codecs.items():
+        module = model.get_submodule(name.removesuffix(".weight"))
+        values = whole(codec, reader)
+        assert same(values, dequantize_module_weight(module).detach().half().T)
+        error = (values - plain[name]).abs().max() / plain[name].abs().max()
+        assert error < (0.01 if eight else 0.2)
 
 
 def state_of(**changed: Any) -> torch.Tensor:

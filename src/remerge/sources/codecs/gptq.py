@@ -111,6 +111,8 @@ def find(config: Mapping[str, Any], tensors: Mapping[str, StoredTensor], read: R
     """
     stated = quantisation_stated(config)
     layout = stated_word(stated, "checkpoint_format", "format") or "gptq"
+    if stated.get("is_marlin_format"):
+        layout = "marlin"
     if layout not in ("gptq", "gptq_v2"):
         raise Unsupported(
             f"The base is stored in the format {layout} of gptqmodel, which is not read here.",
