@@ -131,7 +131,7 @@ def test_rows_read_alone_equal_the_file(inputs: Path, tmp_path: Path):
 
 def test_the_merge_key_names_every_input(inputs: Path, tmp_path: Path):
     """Equal headers are not enough: another weight, adapter or side file is another merge."""
-    from remerge.artefacts.making import input_digests
+    from remerge.artefacts.digests import input_digests
     from remerge.merging.plan import merge_key
 
     def key() -> str:

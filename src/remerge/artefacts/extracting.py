@@ -14,13 +14,13 @@ from pathlib import Path
 import torch
 
 from remerge.artefacts import user_index
+from remerge.artefacts.digests import file_digest
 from remerge.artefacts.extraction_manifest import (
     ExtractionManifest,
     ExtractionOptions,
     TensorRecord,
     to_bytes,
 )
-from remerge.artefacts.making import file_digest
 from remerge.artefacts.manifest import MANIFEST, FileRecord, InputRecord
 from remerge.errors import BadInput
 from remerge.merging.comparing import Comparison, Outcome

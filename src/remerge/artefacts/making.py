@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import time
@@ -17,24 +16,24 @@ from typing import Any
 import torch
 
 from remerge.artefacts import user_index
+from remerge.artefacts.digests import file_digest, input_digests
 from remerge.artefacts.manifest import (
     MANIFEST,
     PREPARATIONS,
     PROVENANCE,
     FileRecord,
-    InputRecord,
     Manifest,
-    RetentionReport,
     read_manifest,
     to_bytes,
 )
+from remerge.artefacts.recording import file_record, manifest_of
 from remerge.errors import BadInput
 from remerge.merging import preparations
 from remerge.merging.budget import Resources
 from remerge.merging.local import derive
 from remerge.merging.merged import MergedCheckpoint
 from remerge.merging.plan import OutputFile, Plan, SideFile, merge_key
-from remerge.merging.retention import Meter, Mode, figures
+from remerge.merging.retention import Meter, Mode
 from remerge.outputs.directory import (
     Workplace,
     check_free,
@@ -47,9 +46,8 @@ from remerge.outputs.directory import (
     write_durably,
 )
 from remerge.outputs.planning import Inputs
-from remerge.sources.references import Reference, stated_digest
 from remerge.sources.storage import OutputFile as File
-from remerge.version import ALGORITHM, __version__
+from remerge.version import __version__
 
 _BLOCK = 2**24
 
@@ -121,8 +119,8 @@ def make(
         records = [FileRecord(name=f.name, size=f.size, sha256=digests[f.name]) for f in plan.files]
         records += [_write_side_file(place.work, side) for side in plan.side_files]
         if (place.work / PREPARATIONS).exists():
-            records.append(_record(place.work / PREPARATIONS, PREPARATIONS))
-        manifest = _manifest(inputs, plan, base_digests, adapter_digests, records, meter)
+            records.append(file_record(place.work / PREPARATIONS, PREPARATIONS))
+        manifest = manifest_of(inputs, plan, base_digests, adapter_digests, records, meter)
         seconds = time.time() - started
         _write_provenance(place, started, seconds, resources, device)
         write_durably(place.work / MANIFEST, to_bytes(manifest))
@@ -132,37 +130,6 @@ def make(
     written = sum(record.size for record in records)
     peak = _peak_memory()
     return MergeResult(out, manifest, seconds, read, written, peak, tuple(sorted(finished)))
-
-
-def input_digests(plan: Plan) -> dict[str, str]:
-    """SHA-256 of every input that a merge key names: as the Hub's cache states it, as it was read
-    before, else read now. A merge itself always computes them."""
-    found = {f"adapter/{name}": digest for name, digest in plan.adapter.digests().items()}
-    paths = {shard.name: shard.path for shard in plan.base.shards}
-    known = {
-        name: stated_digest(path) or user_index.known_digest(path) for name, path in paths.items()
-    }
-    unknown = [name for name, digest in known.items() if digest is None]
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        digests = dict(zip(unknown, pool.map(file_digest, map(paths.get, unknown)), strict=True))
-    user_index.remember_digests({paths[name]: digest for name, digest in digests.items()})
-    found |= {f"base/{name}": digest or digests[name] for name, digest in known.items()}
-    return found | _small_digests(plan)
-
-
-def _small_digests(plan: Plan) -> dict[str, str]:
-    """Digests of the inputs beside the weights: the configuration and the files carried along."""
-    sources = {f"side/{side.name}": side.source for side in plan.side_files}
-    found = {key: file_digest(path) for key, path in sources.items() if path is not None}
-    return found | {"base/config.json": file_digest(plan.base.path / "config.json")}
-
-
-def file_digest(path: Path | None) -> str:
-    """SHA-256 of a file's content."""
-    if path is None:
-        raise ValueError("no path")
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 class _Writer:
@@ -284,79 +251,7 @@ def _write_side_file(work: Path, side: SideFile) -> FileRecord:
         write_durably(target, side.content)
     elif side.source is not None:
         copy_durably(side.source, target)
-    return _record(target, side.name)
-
-
-def _record(path: Path, name: str) -> FileRecord:
-    return FileRecord(name=name, size=path.stat().st_size, sha256=file_digest(path))
-
-
-def _manifest(
-    inputs: Inputs,
-    plan: Plan,
-    base_digests: Mapping[str, str],
-    adapter_digests: Mapping[str, str],
-    outputs: list[FileRecord],
-    meter: Meter,
-) -> Manifest:
-    base, adapter = plan.base, plan.adapter
-    digests = {f"base/{name}": digest for name, digest in base_digests.items()}
-    digests |= {f"adapter/{name}": digest for name, digest in adapter_digests.items()}
-    digests |= _small_digests(plan)
-    base_files = [
-        FileRecord(name=s.name, size=s.size, sha256=base_digests[s.name]) for s in base.shards
-    ]
-    base_files.append(_record(base.path / "config.json", "config.json"))
-    adapter_files = [
-        FileRecord(name=n, size=(adapter.path / n).stat().st_size, sha256=d)
-        for n, d in adapter_digests.items()
-    ]
-    return Manifest(
-        merge_key=merge_key(plan, digests),
-        plan_id=plan.plan_id,
-        recipe=plan.recipe,
-        reproducible="same-stack" if plan.reproducible == "same-stack" else "everywhere",
-        base=_input_record(inputs.base_reference, base_files),
-        adapters=(_input_record(inputs.adapter_reference, adapter_files),),
-        outputs=tuple(sorted(outputs, key=lambda record: record.name)),
-        tensors={
-            "touched": len(plan.touched),
-            "untouched": plan.untouched,
-        },
-        formats=dict(plan.formats),
-        retention=_retention(plan, meter),
-        notes=plan.notes,
-        versions={"remerge": __version__, "algorithm": str(ALGORITHM), "torch": torch.__version__},
-    )
-
-
-def _retention(plan: Plan, meter: Meter) -> RetentionReport | None:
-    if not meter.found:
-        return None
-    sizes = {name: plan.elements(name) for name in meter.found}
-    tensors, overall = figures(meter, sizes)
-    return RetentionReport.model_validate(
-        {
-            "measured": meter.mode,
-            "overall": overall.document(),
-            "tensors": {name: found.document() for name, found in tensors.items()},
-        }
-    )
-
-
-def _input_record(reference: Reference, files: list[FileRecord]) -> InputRecord:
-    return InputRecord(
-        name=reference.hub_id or _printable(reference.path.resolve().name),
-        hub_id=reference.hub_id,
-        commit=reference.commit,
-        subfolder=reference.subfolder,
-        files=tuple(files),
-    )
-
-
-def _printable(name: str) -> str:
-    """A directory's name as text, whatever bytes it has on disk."""
-    return name.encode("utf-8", "backslashreplace").decode()
+    return file_record(target, side.name)
 
 
 def _write_provenance(

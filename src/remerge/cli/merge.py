@@ -206,7 +206,7 @@ def _dry_run(
 ) -> None:
     import remerge
     from remerge.adapters.deltas import step_name
-    from remerge.artefacts.making import input_digests
+    from remerge.artefacts.digests import input_digests
     from remerge.merging.budget import forecast
     from remerge.merging.plan import merge_key
     from remerge.merging.recipe import parse_size

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from remerge.artefacts import user_index
-from remerge.artefacts.making import Report, file_digest
+from remerge.artefacts.digests import file_digest
+from remerge.artefacts.making import Report
 from remerge.artefacts.manifest import PREPARATIONS, InputRecord, Manifest, read_manifest
 from remerge.errors import BadInput, IntegrityError, NotReproduced, RemergeError
 from remerge.merging import preparations

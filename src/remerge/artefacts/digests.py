@@ -1,0 +1,43 @@
+"""SHA-256 of a merge's inputs: stated by the Hub's cache, remembered, or read."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from remerge.artefacts import user_index
+from remerge.merging.plan import Plan
+from remerge.sources.references import stated_digest
+
+
+def input_digests(plan: Plan) -> dict[str, str]:
+    """SHA-256 of every input that a merge key names: as the Hub's cache states it, as it was read
+    before, else read now. A merge itself always computes them."""
+    found = {f"adapter/{name}": digest for name, digest in plan.adapter.digests().items()}
+    paths = {shard.name: shard.path for shard in plan.base.shards}
+    known = {
+        name: stated_digest(path) or user_index.known_digest(path) for name, path in paths.items()
+    }
+    unknown = [name for name, digest in known.items() if digest is None]
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        digests = dict(zip(unknown, pool.map(file_digest, map(paths.get, unknown)), strict=True))
+    user_index.remember_digests({paths[name]: digest for name, digest in digests.items()})
+    found |= {f"base/{name}": digest or digests[name] for name, digest in known.items()}
+    return found | small_digests(plan)
+
+
+def small_digests(plan: Plan) -> dict[str, str]:
+    """Digests of the inputs beside the weights: the configuration and the files carried along."""
+    sources = {f"side/{side.name}": side.source for side in plan.side_files}
+    found = {key: file_digest(path) for key, path in sources.items() if path is not None}
+    return found | {"base/config.json": file_digest(plan.base.path / "config.json")}
+
+
+def file_digest(path: Path | None) -> str:
+    """SHA-256 of a file's content."""
+    if path is None:
+        raise ValueError("no path")
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,93 @@
+"""What a merge writes down of itself: its manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from remerge.artefacts.digests import file_digest, small_digests
+from remerge.artefacts.manifest import (
+    FileRecord,
+    InputRecord,
+    Manifest,
+    RetentionReport,
+)
+from remerge.merging.plan import Plan, merge_key
+from remerge.merging.retention import Meter, figures
+from remerge.outputs.planning import Inputs
+from remerge.sources.references import Reference
+from remerge.version import ALGORITHM, __version__
+
+
+def file_record(path: Path, name: str) -> FileRecord:
+    return FileRecord(name=name, size=path.stat().st_size, sha256=file_digest(path))
+
+
+def manifest_of(
+    inputs: Inputs,
+    plan: Plan,
+    base_digests: Mapping[str, str],
+    adapter_digests: Mapping[str, str],
+    outputs: list[FileRecord],
+    meter: Meter,
+) -> Manifest:
+    base, adapter = plan.base, plan.adapter
+    digests = {f"base/{name}": digest for name, digest in base_digests.items()}
+    digests |= {f"adapter/{name}": digest for name, digest in adapter_digests.items()}
+    digests |= small_digests(plan)
+    base_files = [
+        FileRecord(name=s.name, size=s.size, sha256=base_digests[s.name]) for s in base.shards
+    ]
+    base_files.append(file_record(base.path / "config.json", "config.json"))
+    adapter_files = [
+        FileRecord(name=n, size=(adapter.path / n).stat().st_size, sha256=d)
+        for n, d in adapter_digests.items()
+    ]
+    return Manifest(
+        merge_key=merge_key(plan, digests),
+        plan_id=plan.plan_id,
+        recipe=plan.recipe,
+        reproducible="same-stack" if plan.reproducible == "same-stack" else "everywhere",
+        base=_input_record(inputs.base_reference, base_files),
+        adapters=(_input_record(inputs.adapter_reference, adapter_files),),
+        outputs=tuple(sorted(outputs, key=lambda record: record.name)),
+        tensors={
+            "touched": len(plan.touched),
+            "untouched": plan.untouched,
+        },
+        formats=dict(plan.formats),
+        retention=_retention(plan, meter),
+        notes=plan.notes,
+        versions={"remerge": __version__, "algorithm": str(ALGORITHM), "torch": torch.__version__},
+    )
+
+
+def _retention(plan: Plan, meter: Meter) -> RetentionReport | None:
+    if not meter.found:
+        return None
+    sizes = {name: plan.elements(name) for name in meter.found}
+    tensors, overall = figures(meter, sizes)
+    return RetentionReport.model_validate(
+        {
+            "measured": meter.mode,
+            "overall": overall.document(),
+            "tensors": {name: found.document() for name, found in tensors.items()},
+        }
+    )
+
+
+def _input_record(reference: Reference, files: list[FileRecord]) -> InputRecord:
+    return InputRecord(
+        name=reference.hub_id or _printable(reference.path.resolve().name),
+        hub_id=reference.hub_id,
+        commit=reference.commit,
+        subfolder=reference.subfolder,
+        files=tuple(files),
+    )
+
+
+def _printable(name: str) -> str:
+    """A directory's name as text, whatever bytes it has on disk."""
+    return name.encode("utf-8", "backslashreplace").decode()
