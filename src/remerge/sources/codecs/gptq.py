@@ -183,7 +183,7 @@ def _bits(
         return fitting[0]
     raise misfit(
         codes,
-        "a shape of codes",
+        "a shape that agrees with its other parts",
         f"{zeros.name!r} has shape {list(zeros.shape)}, {said or 'unknown'} bits are stated"
         + (f" and g_idx names {inputs:,} inputs" if inputs is not None else ""),
     )
