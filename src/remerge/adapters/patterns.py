@@ -41,7 +41,13 @@ class Patterns(Generic[Value]):
         return [(_compile(self.field, key), value) for key, value in self.entries.items()]
 
 
-def _compile(field: str, key: str) -> re.Pattern[str]:
+def is_whole(field: str, pattern: str, module: str) -> bool:
+    """Whether a regular expression of the configuration matches all of a module's path. Raises
+    `BadInput` for one that is not usable."""
+    return _compile(field, pattern, rf"(?:{pattern})").fullmatch(module) is not None
+
+
+def _compile(field: str, key: str, pattern: str | None = None) -> re.Pattern[str]:
     if len(key) > _MAX_LENGTH or _NESTED_REPEAT.search(key):
         raise BadInput(
             f"adapter_config.json: the {field} key {key[:60]!r} is a regular expression that could "
@@ -50,7 +56,7 @@ def _compile(field: str, key: str) -> re.Pattern[str]:
             hint=f"Write the {field} keys as module names.",
         )
     try:
-        return re.compile(rf"(.*\.)?({key})$")
+        return re.compile(pattern or rf"(.*\.)?({key})$")
     except (re.error, OverflowError, RecursionError) as error:
         raise BadInput(
             f"adapter_config.json: the {field} key {key[:60]!r} is no regular expression: {error}.",

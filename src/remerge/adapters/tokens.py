@@ -5,6 +5,8 @@ The rows replace those of the base; no difference is added.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from remerge.adapters.deltas import ReplacedRows
 from remerge.adapters.edits import Context, Edit
 from remerge.adapters.factors import matrix
@@ -16,14 +18,22 @@ def token_edits(context: Context, keys: Keys) -> list[Edit]:
     edits: list[Edit] = []
     for module, key in keys.tokens.items():
         indices = _indices(context, module, key)
-        parameter = f"{module}.weight"
-        shape = context.shape(parameter)
-        if shape is None:
-            context.misfits.add(key, f"the model has no parameter {parameter}", "missing")
-        elif indices is not None and _fits(context, key, indices, shape):
-            step = ReplacedRows(matrix(context.adapter, key), indices)
-            edits.append(Edit(parameter, (step,)))
+        edits += [] if indices is None else trained_rows(context, module, key, indices)
     return edits
+
+
+def trained_rows(
+    context: Context, module: str, key: str, indices: tuple[int, ...]
+) -> Sequence[Edit]:
+    """The edit that puts an adapter's tensor in these rows of a module's weight; none, with a
+    misfit, where it does not fit."""
+    parameter = f"{module}.weight"
+    shape = context.shape(parameter)
+    if shape is None:
+        context.misfits.add(key, f"the model has no parameter {parameter}", "missing")
+    elif _fits(context, key, indices, shape):
+        return (Edit(parameter, (ReplacedRows(matrix(context.adapter, key), indices),)),)
+    return ()
 
 
 def _indices(context: Context, module: str, key: str) -> tuple[int, ...] | None:
@@ -52,7 +62,7 @@ def _fits(context: Context, key: str, indices: tuple[int, ...], shape: tuple[int
             key, f"holds row {max(indices)} of an embedding with {shape[0]} rows", "vocabulary"
         )
     elif len(set(indices)) < len(indices):
-        context.misfits.add(key, "trainable_token_indices names a row twice", "unknown")
+        context.misfits.add(key, "the configuration names a row twice", "unknown")
     else:
         return True
     return False

@@ -25,6 +25,8 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MobileNetV2Config,
+    MobileNetV2ForImageClassification,
     ResNetConfig,
     ResNetForImageClassification,
     WhisperConfig,
@@ -36,11 +38,11 @@ import remerge
 Tensors = dict[str, torch.Tensor]
 
 
-def llama(**changes: Any) -> LlamaForCausalLM:
+def llama(tied: bool = False) -> LlamaForCausalLM:
     """Linear layers 24x24, 12x24, 40x24 and 24x40, an embedding of 50 tokens, two layers."""
     sizes = {"vocab_size": 50, "hidden_size": 24, "intermediate_size": 40}
     heads = {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
-    return LlamaForCausalLM(LlamaConfig(**sizes, **heads, tie_word_embeddings=False, **changes))
+    return LlamaForCausalLM(LlamaConfig(**sizes, **heads, tie_word_embeddings=tied))
 
 
 def gpt2() -> GPT2LMHeadModel:
@@ -68,8 +70,18 @@ def whisper() -> WhisperForConditionalGeneration:
 
 
 _WHISPER = {"layers": 1, "attention_heads": 2, "ffn_dim": 24}
+
+
+def mobilenet() -> MobileNetV2ForImageClassification:
+    """Conv2d layers, some of them with as many groups as channels."""
+    config = MobileNetV2Config(depth_multiplier=0.1, min_depth=2, depth_divisible_by=2)
+    return MobileNetV2ForImageClassification(config)
+
+
 KINDS: Mapping[str, Callable[[], Any]] = {
     "llama": llama,
+    "tied llama": lambda: llama(tied=True),
+    "mobilenet": mobilenet,
     "gpt2": gpt2,
     "resnet": resnet,
     "whisper": whisper,
