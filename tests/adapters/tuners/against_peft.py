@@ -184,13 +184,11 @@ def merge_saved(
     return Both(ours, theirs, load_file(base / "model.safetensors"), base, adapter)
 
 
-def assert_same(
-    both: Both, equal: float = 0.99, units: float = 1, rounds_delta: bool = False
-) -> None:
+def assert_same(both: Both, equal: float = 0.99, units: float = 1, rounds_delta: int = 0) -> None:
     """Names, shapes and dtypes are equal, and something changed. Values: float32 within 1e-5 of
     the tensor's largest; 16 bits within ``units`` in the last place, and the share ``equal`` of
-    the changed tensors' values bit for bit. ``rounds_delta``: PEFT rounds the change to 16 bits
-    before it adds it, which moves values by up to 2^-8 of their change."""
+    the changed tensors' values bit for bit. ``rounds_delta``: how often PEFT rounds the change to
+    16 bits before it adds it, which each time moves values by up to 2^-8 of their change."""
     assert sorted(both.ours) == sorted(both.theirs)
     assert both.changed, "the adapter changed nothing"
     values = same = 0
@@ -206,7 +204,7 @@ def assert_same(
         else:
             bound = units * _unit(theirs)
             if rounds_delta:
-                bound += 2.0**-8 * (theirs.double() - both.base[name].double()).abs()
+                bound += rounds_delta * 2.0**-8 * (theirs.double() - both.base[name].double()).abs()
         assert (off <= bound).all(), f"{name}: off by {float(off.max()):.3g}"
         if name in both.changed and theirs.itemsize == 2:
             values += off.numel()

@@ -72,7 +72,7 @@ def test_randlora(dtype: torch.dtype, options: dict[str, Any], tmp_path: Path) -
     asked = RandLoraConfig(r=7, target_modules=LAYERS, **options)
     both = merge_both(asked, "llama", tmp_path, dtype, noise=0.03)
     assert len(both.changed) == 8
-    assert_same(both, equal=0.5, rounds_delta=True)
+    assert_same(both, equal=0.5, rounds_delta=1)
     if not options:
         assert_independent(both, tmp_path)
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from remerge.adapters.deltas import Factor, LowRank
 from remerge.adapters.edits import Context
 from remerge.adapters.factors import turned
+from remerge.adapters.facts import AdapterFacts
 from remerge.adapters.keys import LayerKey, Parts
 
 _INTEGERS = ("U8", "I8", "I16", "I32", "I64")
@@ -31,6 +33,13 @@ class Dense:
     def bias(self) -> str:
         """The bias's name."""
         return f"{self.module}.bias"
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """The weight's shape as it is stored."""
+        if self.transposed:
+            return self.inputs, self.outputs
+        return self.outputs, self.inputs
 
     def low_rank(self, left: Factor, right: Factor, scale: float) -> LowRank:
         """``scale * left (out, r) @ right (r, in)`` on the weight as it is stored."""
@@ -75,6 +84,14 @@ def has_shape(
     return has_kind(context, tensor, integers=False)
 
 
+def have_shapes(
+    context: Context, where: Dense, wanted: Mapping[str, tuple[int, ...]], kind: str = "shape"
+) -> bool:
+    """As `has_shape` for several tensors; every one that does not fit is a misfit."""
+    fit = [has_shape(context, name, shape, where, kind) for name, shape in wanted.items()]
+    return all(fit)
+
+
 def has_kind(context: Context, tensor: str, integers: bool) -> bool:
     """Whether a stored tensor holds integers (or floats, without ``integers``); a misfit if not."""
     dtype = context.adapter.tensors[tensor].dtype
@@ -83,6 +100,12 @@ def has_kind(context: Context, tensor: str, integers: bool) -> bool:
     wanted = "integers" if integers else "floats"
     context.misfits.add(tensor, f"has dtype {dtype}, but its values are {wanted}", "unknown")
     return False
+
+
+def stored_shape(adapter: AdapterFacts, parts: Parts, part: str) -> tuple[int, ...] | None:
+    """The shape of a layer's part as it is stored, None where the layer has no such part."""
+    name = parts.tensors.get(part)
+    return None if name is None else tuple(adapter.tensors[name].shape)
 
 
 def part_keys(prefix: str, *parts: str, shared: tuple[str, ...] = ()) -> LayerKey:

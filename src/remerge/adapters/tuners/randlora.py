@@ -23,6 +23,7 @@ from remerge.adapters.keys import Parts
 from remerge.adapters.regions import Index
 from remerge.adapters.tuner import Tuner
 from remerge.adapters.tuners.dense import Dense, dense_layer, has_shape, part_keys
+from remerge.adapters.tuners.places import Seed
 from remerge.adapters.tuners.shared import held, largest, projection, split_shared
 
 # How many of the terms are summed at a time: their factors never exist whole.
@@ -34,7 +35,7 @@ class RandLoraConfig(PeftConfig):
 
     r: Rank = 32
     randlora_alpha: Number = 640
-    projection_prng_key: int = 0
+    projection_prng_key: Seed = 0
     save_projection: bool = True
     sparse: bool = False
     very_sparse: bool = False

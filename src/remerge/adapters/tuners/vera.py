@@ -20,6 +20,7 @@ from remerge.adapters.factors import made
 from remerge.adapters.keys import Parts
 from remerge.adapters.tuner import Tuner
 from remerge.adapters.tuners.dense import Dense, dense_layer, has_shape, part_keys
+from remerge.adapters.tuners.places import Seed
 from remerge.adapters.tuners.shared import held, largest, projection, split_shared
 
 
@@ -27,7 +28,7 @@ class VeraConfig(PeftConfig):
     """The fields that decide a merge; defaults are PEFT's (vera/config.py, pvera/config.py)."""
 
     r: Rank = 256
-    projection_prng_key: int = 0
+    projection_prng_key: Seed = 0
     save_projection: bool = True
 
 
