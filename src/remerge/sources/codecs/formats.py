@@ -15,20 +15,20 @@ from remerge.sources.codecs.stated import quantisation_stated
 
 @dataclass(frozen=True)
 class Format:
-    """A quantised format: its ``quant_method`` in config.json, the piece of a tensor name that
-    gives it away where config.json is silent, and what finds its tensors."""
+    """A quantised format: its ``quant_method`` in config.json, pieces of tensor names that give it
+    away where config.json is silent, and what finds its tensors."""
 
     method: str
-    trace: str
+    traces: tuple[str, ...]
     find: Find
 
 
 FORMATS: tuple[Format, ...] = (
-    Format("fp8", "_scale_inv", block_fp8.find),
-    Format("mxfp4", "_proj_blocks", mxfp4.find),
-    Format("bitsandbytes", ".quant_state.bitsandbytes__", bitsandbytes.find),
-    Format("gptq", ".g_idx", gptq.find),
-    Format("awq", ".qweight", awq.find),
+    Format("fp8", ("_scale_inv",), block_fp8.find),
+    Format("mxfp4", ("_proj_blocks",), mxfp4.find),
+    Format("bitsandbytes", (".quant_state.bitsandbytes__", ".SCB"), bitsandbytes.find),
+    Format("gptq", (".g_idx",), gptq.find),
+    Format("awq", (".qweight",), awq.find),
 )
 
 
@@ -50,6 +50,6 @@ def find_codecs(
             )
         return {codec.name: codec for codec in found.find(config, tensors, read)}
     for format in FORMATS:
-        if any(format.trace in name for name in tensors):
+        if any(trace in name for name in tensors for trace in format.traces):
             return {codec.name: codec for codec in format.find(config, tensors, read)}
     return {}
