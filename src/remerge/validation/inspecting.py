@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from remerge.adapters.adapter import Adapter, check_finite, open_adapter
+from remerge.adapters.adapter import Adapter, check_finite, is_adapter, open_adapter
 from remerge.adapters.deltas import step_name
 from remerge.adapters.families import DoesNotFit
-from remerge.adapters.peft_files import CONFIG
 from remerge.artefacts.manifest import MANIFEST, read_manifest
 from remerge.errors import BadInput
 from remerge.merging.opening import plan_tensors, read_changes
@@ -40,11 +39,9 @@ def inspect_path(path: str | Path) -> Inspection:
     """Say what a directory or Hub id is; raises `BadInput` when it is none of ours."""
     local = Path(path).expanduser()
     if local.is_dir() and is_adapter(local) and not (local / "config.json").is_file():
-        return Inspection("adapter", str(path), _adapter_facts(open_adapter(local)))
+        return _adapter(str(path), open_adapter(local))
     if local.is_dir() and not (local / "config.json").is_file():
-        return Inspection(
-            "adapter", str(path), _adapter_facts(open_adapter(resolve(str(path), "adapter").path))
-        )
+        return _adapter(str(path), open_adapter(resolve(str(path), "adapter").path))
     if (local / MANIFEST).is_file():
         manifest = read_manifest(local)
         facts = {
@@ -66,33 +63,39 @@ def _remote_or_base(path: str | Path) -> Inspection:
     except BadInput:
         found = resolve(str(path), "base")
         return Inspection("base", str(found), _base_facts(open_checkpoint(found.path)))
-    return Inspection("adapter", str(found), _adapter_facts(open_adapter(found.path)))
+    return _adapter(str(found), open_adapter(found.path))
+
+
+def _adapter(path: str, adapter: Adapter) -> Inspection:
+    return Inspection("adapter", path, _adapter_facts(adapter), notes=adapter.notes)
 
 
 def inspect_adapter(base: str | Path, adapter: str | Path) -> Inspection:
     """Whether the adapter can be merged into the base, and which tensors would change."""
     inputs = open_inputs(base, adapter)
+    opened = inputs.adapter
     try:
         readable = decoded(inputs.base)
-        changes = read_changes(readable, inputs.adapter)
-        check_finite(inputs.adapter)
-        plans = plan_tensors(readable, changes, Recipe())
+        opened = opened.for_base(readable)
+        changes = read_changes(readable, opened)
+        check_finite(opened)
+        plans = plan_tensors(inputs.base, readable, changes, Recipe())
     except BadInput as error:
         misfits = (str(error),)
         if isinstance(error, DoesNotFit):
             misfits = tuple(f"{misfit.tensor} {misfit.problem}" for misfit in error.misfits)
-        return Inspection("fit", str(adapter), _adapter_facts(inputs.adapter), False, misfits)
+        return Inspection("fit", str(adapter), _adapter_facts(opened), False, misfits)
     changed = {
         name: [step_name(step) for step in plan.change.steps]
         for name, plan in plans.items()
         if plan.change is not None
     }
     facts = {
-        **_adapter_facts(inputs.adapter),
+        **_adapter_facts(opened),
         "touched tensors": len(changed),
         "untouched tensors": len(plans) - len(changed),
     }
-    notes = (*inputs.notes, *changes.notes)
+    notes = tuple(dict.fromkeys((*inputs.notes, *opened.notes, *changes.notes)))
     return Inspection("fit", str(adapter), facts, True, (), notes, changed)
 
 
@@ -116,6 +119,7 @@ def _base_facts(base: Checkpoint) -> dict[str, Any]:
 def _adapter_facts(adapter: Adapter) -> dict[str, Any]:
     config = adapter.config
     return {
+        "format": adapter.trainer,
         "peft type": config.get("peft_type"),
         "base named": config.get("base_model_name_or_path"),
         "rank": config.get("r"),
