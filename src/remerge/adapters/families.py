@@ -16,16 +16,20 @@ from remerge.adapters.misfits import DoesNotFit, Misfit
 from remerge.adapters.regions import Names
 from remerge.adapters.tuner import Tuner
 from remerge.adapters.tuners.adalora import ADALORA
+from remerge.adapters.tuners.boft import BOFT
 from remerge.adapters.tuners.c3a import C3A
 from remerge.adapters.tuners.deft import DEFT
 from remerge.adapters.tuners.delora import DELORA
 from remerge.adapters.tuners.fourierft import FOURIERFT
+from remerge.adapters.tuners.hra import HRA
 from remerge.adapters.tuners.ia3 import IA3
 from remerge.adapters.tuners.ln_tuning import LN_TUNING
 from remerge.adapters.tuners.loha import LOHA
 from remerge.adapters.tuners.lokr import LOKR
+from remerge.adapters.tuners.oft import OFT
 from remerge.adapters.tuners.pvera import PVERA
 from remerge.adapters.tuners.randlora import RANDLORA
+from remerge.adapters.tuners.road import ROAD
 from remerge.adapters.tuners.trainable_tokens import TRAINABLE_TOKENS
 from remerge.adapters.tuners.vblora import VBLORA
 from remerge.adapters.tuners.vera import VERA
@@ -61,19 +65,19 @@ FAMILIES: Mapping[str, Tuner[Any]] = {
     "C3A": C3A,
     "DELORA": DELORA,
     "DEFT": DEFT,
+    "OFT": OFT,
+    "BOFT": BOFT,
+    "HRA": HRA,
+    "ROAD": ROAD,
 }
 
 # Families whose change of a weight can be computed from adapter and base; they lack an entry above.
 PLANNED = frozenset(
     {
-        "BOFT",
         "GLORA",
         "GRALORA",
         "HIRA",
-        "HRA",
         "MISS",
-        "OFT",
-        "ROAD",
         "SHIRA",
         "TINYLORA",
         "UNILORA",

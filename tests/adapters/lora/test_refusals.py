@@ -139,7 +139,6 @@ def test_hostile_configurations(config: dict[str, Any], message: str, tmp_path: 
         {"init_lora_weights": "loftq"},
         {"init_lora_weights": "something_new"},
         {"kasa_config": {}, "use_dora": True},
-        {"peft_type": "LOHA"},
         {"peft_type": "XLORA"},
         {"peft_type": "PREFIX_TUNING"},
         {"peft_type": "WHO"},

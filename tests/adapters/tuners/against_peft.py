@@ -168,18 +168,29 @@ def merge_both(
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
     noise: float = 0.3,
+    wide: bool = False,
 ) -> Both:
-    """Train an adapter on the base of a kind and merge it both ways; ``out`` must be empty."""
+    """Train an adapter on the base of a kind and merge it both ways; ``out`` must be empty.
+
+    ``wide``: PEFT works in float32 and its result is rounded once, where in 16 bits it would round
+    several times over.
+    """
     base, adapter = base_of(kind, dtype), out / "adapter"
     train(model_of(kind, base, dtype), config, adapter, seed, noise)
-    return merge_saved(kind, base, adapter, out, dtype)
+    return merge_saved(kind, base, adapter, out, dtype, wide)
 
 
 def merge_saved(
-    kind: str, base: Path, adapter: Path, out: Path, dtype: torch.dtype = torch.float32
+    kind: str,
+    base: Path,
+    adapter: Path,
+    out: Path,
+    dtype: torch.dtype = torch.float32,
+    wide: bool = False,
 ) -> Both:
     """Merge an adapter that lies on disk both ways."""
-    theirs = peft_merged(kind, base, adapter, dtype)
+    theirs = peft_merged(kind, base, adapter, torch.float32 if wide else dtype)
+    theirs = {n: v.to(dtype) if v.is_floating_point() else v for n, v in theirs.items()}
     ours = our_merged(base, adapter, out / "merged")
     return Both(ours, theirs, load_file(base / "model.safetensors"), base, adapter)
 
