@@ -21,15 +21,19 @@ from remerge.adapters.tuners.c3a import C3A
 from remerge.adapters.tuners.deft import DEFT
 from remerge.adapters.tuners.delora import DELORA
 from remerge.adapters.tuners.fourierft import FOURIERFT
+from remerge.adapters.tuners.gralora import GRALORA
+from remerge.adapters.tuners.hira import HIRA
 from remerge.adapters.tuners.hra import HRA
 from remerge.adapters.tuners.ia3 import IA3
 from remerge.adapters.tuners.ln_tuning import LN_TUNING
 from remerge.adapters.tuners.loha import LOHA
 from remerge.adapters.tuners.lokr import LOKR
+from remerge.adapters.tuners.miss import MISS
 from remerge.adapters.tuners.oft import OFT
 from remerge.adapters.tuners.pvera import PVERA
 from remerge.adapters.tuners.randlora import RANDLORA
 from remerge.adapters.tuners.road import ROAD
+from remerge.adapters.tuners.shira import SHIRA
 from remerge.adapters.tuners.trainable_tokens import TRAINABLE_TOKENS
 from remerge.adapters.tuners.vblora import VBLORA
 from remerge.adapters.tuners.vera import VERA
@@ -69,16 +73,16 @@ FAMILIES: Mapping[str, Tuner[Any]] = {
     "BOFT": BOFT,
     "HRA": HRA,
     "ROAD": ROAD,
+    "MISS": MISS,
+    "GRALORA": GRALORA,
+    "HIRA": HIRA,
+    "SHIRA": SHIRA,
 }
 
 # Families whose change of a weight can be computed from adapter and base; they lack an entry above.
 PLANNED = frozenset(
     {
         "GLORA",
-        "GRALORA",
-        "HIRA",
-        "MISS",
-        "SHIRA",
         "TINYLORA",
         "UNILORA",
     }
