@@ -14,7 +14,7 @@ from typing import ClassVar, Protocol, runtime_checkable
 import numpy as np
 import torch
 
-from remerge.adapters.deltas import BaseMatrix, Delta, Factor, Load, Prepared, Window
+from remerge.adapters.deltas import BaseMatrix, Decomposes, Delta, Factor, Load, Prepared, Window
 from remerge.adapters.regions import Index, Region
 from remerge.errors import Unsupported
 
@@ -96,6 +96,10 @@ class Placed:
         start, stop = start - start % self.step.band, -(-stop // self.step.band) * self.step.band
         start, stop = max(start + offset, first), min(stop + offset, last + 1)
         return range(min(rows.start, start), max(rows.stop, stop))
+
+    def bytes_needed(self, shape: tuple[int, int]) -> int:
+        """Peak bytes of a decomposition of the parameter, 0 where the step asks for none."""
+        return self.step.bytes_needed(self.view) if isinstance(self.step, Decomposes) else 0
 
     def prepare(self, base: BaseMatrix, load: Load) -> dict[str, torch.Tensor]:
         return self.step.prepare(_ParameterMatrix(base, self.region), load)

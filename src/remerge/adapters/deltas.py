@@ -98,6 +98,15 @@ class WholeRows(Protocol):
         ...
 
 
+@runtime_checkable
+class Decomposes(Protocol):
+    """A step whose preparation may take a whole matrix to LAPACK."""
+
+    def bytes_needed(self, shape: tuple[int, int]) -> int:
+        """Peak bytes of the preparation for a tensor with this matrix view, 0 for none."""
+        ...
+
+
 def step_name(step: Delta) -> str:
     """What a step is called in plans."""
     name: str = getattr(step, "name", type(step).__name__)

@@ -16,6 +16,7 @@ from remerge.adapters.misfits import DoesNotFit, Misfit
 from remerge.adapters.regions import Names
 from remerge.adapters.tuner import Tuner
 from remerge.adapters.tuners.adalora import ADALORA
+from remerge.adapters.tuners.beft import BEFT
 from remerge.adapters.tuners.boft import BOFT
 from remerge.adapters.tuners.c3a import C3A
 from remerge.adapters.tuners.deft import DEFT
@@ -30,10 +31,14 @@ from remerge.adapters.tuners.loha import LOHA
 from remerge.adapters.tuners.lokr import LOKR
 from remerge.adapters.tuners.miss import MISS
 from remerge.adapters.tuners.oft import OFT
+from remerge.adapters.tuners.osf import OSF
+from remerge.adapters.tuners.peanut import PEANUT
+from remerge.adapters.tuners.psoft import PSOFT
 from remerge.adapters.tuners.pvera import PVERA
 from remerge.adapters.tuners.randlora import RANDLORA
 from remerge.adapters.tuners.road import ROAD
 from remerge.adapters.tuners.shira import SHIRA
+from remerge.adapters.tuners.supertuning import SUPERTUNING
 from remerge.adapters.tuners.trainable_tokens import TRAINABLE_TOKENS
 from remerge.adapters.tuners.vblora import VBLORA
 from remerge.adapters.tuners.vera import VERA
@@ -77,6 +82,11 @@ FAMILIES: Mapping[str, Tuner[Any]] = {
     "GRALORA": GRALORA,
     "HIRA": HIRA,
     "SHIRA": SHIRA,
+    "BEFT": BEFT,
+    "SUPERTUNING": SUPERTUNING,
+    "PEANUT": PEANUT,
+    "OSF": OSF,
+    "PSOFT": PSOFT,
 }
 
 # Families whose change of a weight can be computed from adapter and base; they lack an entry above.

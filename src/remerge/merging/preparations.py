@@ -11,11 +11,10 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 import torch
 
-from remerge.adapters.deltas import BaseMatrix, Change, Load, Prepared, Window
+from remerge.adapters.deltas import BaseMatrix, Change, Decomposes, Load, Prepared, Window
 from remerge.errors import BadInput, UsageError
 from remerge.merging.budget import RESIDENT
 from remerge.sources.dtypes import dtype_name, torch_dtype
@@ -65,31 +64,26 @@ def prepare(
     return tuple(done)
 
 
-@runtime_checkable
-class Decomposes(Protocol):
-    """A step whose preparation takes a whole matrix to LAPACK."""
-
-    def bytes_needed(self, shape: tuple[int, int]) -> int:
-        """Peak bytes of the preparation for a tensor with this matrix view."""
-        ...
-
-
 def decomposes(change: Change) -> bool:
     """Whether the result is reproducible to the byte on one numerical stack only."""
-    return any(isinstance(step, Decomposes) for step in change.steps)
+    return _bytes_needed(change) > 0
+
+
+def _bytes_needed(change: Change) -> int:
+    steps = [step for step in change.steps if isinstance(step, Decomposes)]
+    return max((step.bytes_needed(change.view) for step in steps), default=0)
 
 
 def check_memory(change: Change, max_memory: int) -> None:
     """Refuse, before any work, a preparation that does not fit the memory budget."""
-    steps = [step for step in change.steps if isinstance(step, Decomposes)]
-    needed = max((step.bytes_needed(change.view) for step in steps), default=0)
+    needed = _bytes_needed(change)
     if needed and needed + RESIDENT > max_memory:
         total = needed + RESIDENT
         raise UsageError(
             f"Tensor {change.tensor} ({change.view[0]} x {change.view[1]}) needs about "
             f"{total / 2**30:.1f} GiB for its decomposition, over the budget of "
             f"{max_memory / 2**30:.1f} GiB.",
-            why="This adapter was trained on a residual that takes a whole matrix at once.",
+            why="What this adapter was trained on takes a decomposition of the whole matrix.",
             hint=f"Run again with --max-memory {-(-total // 2**30)}GiB.",
         )
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import torch
 
-from remerge.adapters.blocks import in_blocks, span_of
+from remerge.adapters.blocks import span_of
 from remerge.adapters.config import Number, PeftConfig, Rank
 from remerge.adapters.deltas import BaseMatrix, Factor, Load, Prepared
 from remerge.adapters.edits import Edit, Reading
@@ -23,6 +23,7 @@ from remerge.adapters.keys import Parts
 from remerge.adapters.regions import Index
 from remerge.adapters.tuner import Tuner
 from remerge.adapters.tuners.dense import dense_layer, have_shapes, part_keys, stored_shape
+from remerge.adapters.tuners.gathered import projected
 
 # torch ships no types for it.
 _LINALG: Any = torch.linalg
@@ -65,17 +66,7 @@ class Injected:
         # Q's signs matter to the injection: as PEFT does, it is Householder's QR of LAPACK.
         left = _LINALG.qr(basis)[0] if self.method == "qr" else basis
         right = left if self.method == "qr" else basis.relu()
-        inputs = base.shape[0 if self.transposed else 1]
-        removed = torch.zeros(right.shape[1], inputs, dtype=torch.float64, device=basis.device)
-
-        def add(rows: range, block: torch.Tensor) -> None:
-            if self.transposed:
-                removed[:, rows.start : rows.stop] = (block @ right).T
-            else:
-                removed.addmm_(right[rows.start : rows.stop].T, block)
-
-        in_blocks(base, add)
-        inner = -removed
+        inner = -projected(base, right, self.transposed)
         if self.injection is not None:
             inner += load(self.injection) * self.scale
         return {"left": left.cpu(), "inner": inner.cpu()}
