@@ -12,13 +12,20 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    DeepseekV3Config,
+    DeepseekV3ForCausalLM,
+    PreTrainedModel,
+)
 
 import remerge
 from remerge.errors import RemergeError, UsageError
 from tests import tiny
 from tests.adapters.lora import models
 from tests.cli.test_cli import remerge as command
+from tests.corpus import arch_text  # noqa: F401  (fills the list)
+from tests.corpus.architectures import ARCHS
 
 EXPERTS = ["experts.gate_up_proj", "experts.down_proj", "gate.weight"]
 MADE: dict[str, tuple[Callable[[], PreTrainedModel], dict[str, Any]]] = {
@@ -138,6 +145,12 @@ def norms(model: PreTrainedModel) -> None:
             parameter += 0.25
 
 
+@torch.no_grad()
+def half_a_norm(model: PreTrainedModel) -> None:
+    model.get_parameter("transformer.h.0.ln_1.weight").add_(0.25)
+    model.get_parameter("transformer.h.1.attn.c_attn.weight").mul_(1.5)
+
+
 def grown(model: PreTrainedModel) -> None:
     everything(model)
     model.resize_token_embeddings(43, mean_resizing=False)
@@ -155,6 +168,7 @@ CHANGES: dict[str, tuple[Callable[[], PreTrainedModel], Callable[[Any], None]]] 
     "biases": (lambda: models.llama(attention_bias=True, mlp_bias=True), everything),
     "norms alone": (models.llama, norms),
     "gpt2": (models.gpt2, everything),
+    "half a norm": (models.gpt2, half_a_norm),
     "new tokens": (models.llama, grown),
     "new tied tokens": (lambda: models.llama(tied=True), grown),
     "untied head": (lambda: models.llama(tied=True), untied),
@@ -181,23 +195,8 @@ def test_what_factors_cannot_say_goes_in_whole(tmp_path: Path, case: str):
 
 def test_shared_experts_stay_beside_experts(tmp_path: Path):
     """PEFT takes layers of these names for experts of older files, and would not target them."""
-    from transformers import Qwen2MoeConfig, Qwen2MoeForCausalLM
-
     torch.manual_seed(1)
-    model = Qwen2MoeForCausalLM(
-        Qwen2MoeConfig(
-            vocab_size=40,
-            hidden_size=16,
-            intermediate_size=24,
-            moe_intermediate_size=12,
-            shared_expert_intermediate_size=20,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            num_experts=4,
-            num_experts_per_tok=2,
-        )
-    )
+    model = DeepseekV3ForCausalLM(DeepseekV3Config(**ARCHS["deepseek_v3"].config))
     base = saved(model, tmp_path / "base")
     everything(model)
     merged = saved(model, tmp_path / "merged")

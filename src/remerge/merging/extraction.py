@@ -67,6 +67,7 @@ def fit(difference: Difference, wanted: Wanted, squared_norm: float) -> LowRankF
     basis = _orthonormal(difference.times(sample))
     for _ in range(_POWER_ITERATIONS):
         other = _orthonormal(difference.transposed_times(basis))
+        del basis  # so that no more than three of its size exist at once
         basis = _orthonormal(difference.times(other))
     # The rows of D that the basis sees, transposed: V S U', where U = basis @ U'.
     right, values, left = _decomposed(difference.transposed_times(basis))
@@ -101,10 +102,10 @@ def relative_error(share: float) -> float:
 
 
 def bytes_needed(shape: tuple[int, int], rank: int) -> int:
-    """Peak bytes of `fit`, a kept difference apart: the basis, its QR decomposition with
-    LAPACK's copy, and a few blocks."""
+    """Peak bytes of `fit`, a kept difference apart: a basis, what it is made from, LAPACK's copy of
+    that, and a few blocks."""
     width = min(rank + _OVERSAMPLING, *shape)
-    return 4 * 8 * width * sum(shape) + 40 * BLOCK
+    return 3 * 8 * width * sum(shape) + 40 * BLOCK
 
 
 def _orthonormal(columns: torch.Tensor) -> torch.Tensor:
