@@ -8,7 +8,7 @@ from typing import Any
 
 from remerge.errors import Unsupported
 from remerge.sources.checkpoint import StoredTensor
-from remerge.sources.codecs import awq, bitsandbytes, block_fp8, gptq, mxfp4
+from remerge.sources.codecs import awq, bitsandbytes, block_fp8, compressed_tensors, gptq, mxfp4
 from remerge.sources.codecs.codec import Codec, Find, Read
 from remerge.sources.codecs.stated import quantisation_stated
 
@@ -26,6 +26,7 @@ class Format:
 FORMATS: tuple[Format, ...] = (
     Format("fp8", ("_scale_inv",), block_fp8.find),
     Format("mxfp4", ("_proj_blocks",), mxfp4.find),
+    Format("compressed-tensors", (".weight_packed",), compressed_tensors.find),
     Format("bitsandbytes", (".quant_state.bitsandbytes__", ".SCB"), bitsandbytes.find),
     Format("gptq", (".g_idx",), gptq.find),
     Format("awq", (".qweight",), awq.find),

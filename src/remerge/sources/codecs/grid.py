@@ -7,6 +7,7 @@ and so do the rows of the grid.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -78,6 +79,12 @@ class Grid:
 def touched_rows(columns: int, first: int, count: int) -> tuple[int, int]:
     """The rows, from and to, that elements ``[first, first + count)`` of a matrix lie in."""
     return first // columns, -(-(first + count) // columns)
+
+
+def by_matrix(rows: int, first: int, stop: int) -> Iterator[tuple[int, int, int]]:
+    """Rows ``[first, stop)`` of a stack of matrices as (matrix, from, to)."""
+    for matrix in range(first // rows, -(-stop // rows)):
+        yield matrix, max(first - matrix * rows, 0), min(stop - matrix * rows, rows)
 
 
 def extremes(grid: Grid, values: Values, line: int, end: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -10,7 +10,7 @@ took over; triton_kernels' `downcast_to_mxfp` rounds exponents up instead and so
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -21,7 +21,7 @@ from remerge.sources.checkpoint import StoredTensor
 from remerge.sources.codecs import float4
 from remerge.sources.codecs.codec import Codec, Read, Values
 from remerge.sources.codecs.exponents import POWERS, shared_exponents
-from remerge.sources.codecs.grid import touched_rows
+from remerge.sources.codecs.grid import by_matrix, touched_rows
 from remerge.sources.codecs.numbers import model_dtype
 from remerge.sources.codecs.parts import check_dtype, leftover, misfit, part
 from remerge.sources.dtypes import torch_dtype
@@ -61,7 +61,7 @@ class MxFp4:
         groups = inputs // _BLOCK
         row, stop = touched_rows(outputs, first, count)
         found: list[torch.Tensor] = []
-        for expert, start, end in _by_matrix(inputs, row, stop):
+        for expert, start, end in by_matrix(inputs, row, stop):
             # Rows lie across the codes: a block holds 32 of them, for one output.
             size = outputs * groups
             scales = read(self.parts["scales"], expert * size, size).view(outputs, groups)
@@ -91,7 +91,7 @@ class MxFp4:
         row, stop = touched_rows(width, first, count)
         found = torch.empty((stop - row, groups, width // groups), dtype=torch.uint8)
         step = max(_PIECE // (_BLOCK * outputs), 1)
-        for expert, start, end in _by_matrix(outputs, row, stop):
+        for expert, start, end in by_matrix(outputs, row, stop):
             at = expert * outputs + start - row
             rows = found[at : at + end - start]
             for group in range(0, groups, step):
@@ -106,12 +106,6 @@ class MxFp4:
                 else:
                     rows[:, group : group + many, 0] = scales
         return found.flatten()[first - row * width :][:count]
-
-
-def _by_matrix(rows: int, first: int, stop: int) -> Iterator[tuple[int, int, int]]:
-    """Rows ``[first, stop)`` of a stack of matrices as (matrix, from, to)."""
-    for matrix in range(first // rows, -(-stop // rows)):
-        yield matrix, max(first - matrix * rows, 0), min(stop - matrix * rows, rows)
 
 
 def find(config: Mapping[str, Any], tensors: Mapping[str, StoredTensor], read: Read) -> list[Codec]:
