@@ -123,7 +123,7 @@ def merge(
         inputs,
         made,
         Path(output),
-        Resources.of(budget, threads),
+        Resources.of(budget, threads, quantised=made.decodes),
         device=where,
         started=started,
         overwrite=overwrite,

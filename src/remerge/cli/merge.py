@@ -213,8 +213,8 @@ def _dry_run(
 
     plan = remerge.plan(base, adapter, **options)
     key = merge_key(plan, input_digests(plan))
-    relaid = any(file.twin is None for file in plan.files)
-    memory = forecast(parse_size(options["max_memory"], "--max-memory"), None, relaid=relaid)
+    budget = parse_size(options["max_memory"], "--max-memory")
+    memory = forecast(budget, None, quantised=plan.decodes)
     if as_json:
         print_json(
             {

@@ -11,6 +11,8 @@ SMALLEST = 2**29
 RESIDENT = 420 * 2**20
 _CHUNK = 2**24
 _SMALLEST_CHUNK = 2**20
+# What a thread takes to unpack codes, or to pack them again.
+_CODES = 96 * 2**20
 
 
 @dataclass(frozen=True)
@@ -21,22 +23,23 @@ class Resources:
     chunk: int
 
     @classmethod
-    def of(cls, max_memory: int, threads: int | None = None) -> Resources:
-        """Two threads a processor, and one: while some wait for the disk, others compute."""
+    def of(
+        cls, max_memory: int, threads: int | None = None, *, quantised: bool = False
+    ) -> Resources:
+        """Two threads a processor, and one: while some wait for the disk, others compute.
+
+        ``quantised`` says that the base is, and has to be decoded.
+        """
         count = threads or min(2 * (os.cpu_count() or 1) + 1, 16)
-        room = max(max_memory - RESIDENT, 0)
-        while count > 1 and room // (3 * count) < _SMALLEST_CHUNK:
+        room, codes = max(max_memory - RESIDENT, 0), _CODES if quantised else 0
+        while count > 1 and (room // count - codes) // 3 < _SMALLEST_CHUNK:
             count -= 1
-        chunk = max(_SMALLEST_CHUNK, min(_CHUNK, room // (3 * count)))
+        chunk = max(_SMALLEST_CHUNK, min(_CHUNK, (room // count - codes) // 3))
         return cls(count, chunk - chunk % _SMALLEST_CHUNK)
 
 
-def forecast(max_memory: int, threads: int | None, *, relaid: bool) -> int:
-    """Peak resident bytes to expect of a run with this budget, adapter apart.
-
-    ``relaid`` says that some output file has another layout than the base's, which takes a second
-    buffer a thread.
-    """
-    resources = Resources.of(max_memory, threads)
-    buffers = 2 if relaid else 1
-    return RESIDENT + buffers * resources.threads * resources.chunk
+def forecast(max_memory: int, threads: int | None, *, quantised: bool) -> int:
+    """Peak resident bytes to expect of a run with this budget, adapter apart."""
+    resources = Resources.of(max_memory, threads, quantised=quantised)
+    room = resources.chunk + (_CODES if quantised else 0)
+    return RESIDENT + resources.threads * room

@@ -127,6 +127,14 @@ class Plan:
         return sum(plan.touched_by is None for plan in self.tensors.values())
 
     @property
+    def decodes(self) -> bool:
+        """Whether tensors in a quantised format are read."""
+        origins = (plan.origin for plan in self.tensors.values())
+        return any(
+            origin is not None and not isinstance(origin, StoredTensor) for origin in origins
+        )
+
+    @property
     def bytes_to_write(self) -> int:
         return sum(file.size for file in self.files) + sum(side.size for side in self.side_files)
 

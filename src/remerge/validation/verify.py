@@ -80,7 +80,7 @@ def verify(
             why="Another version of remerge or transformers made it, or the base is another one.",
         )
     sink = _Comparer(output)
-    resources = Resources.of(max_memory, threads)
+    resources = Resources.of(max_memory, threads, quantised=plan.decodes)
     twins = {file.twin.name for file in plan.files if file.twin is not None}
     unread = [shard for shard in plan.base.shards if shard.name not in twins]
     with plan.open(device) as merged:
