@@ -208,6 +208,9 @@ class _ParameterMatrix:
     def dtype(self) -> torch.dtype:
         return self.base.dtype
 
+    def other(self, tensor: str) -> BaseMatrix:
+        return self.base.other(tensor)
+
     def rows(self, rows: range) -> torch.Tensor:
         order = np.argsort(np.asarray(self.region.parameter_rows), kind="stable")
         columns = np.argsort(np.asarray(self.region.parameter_cols), kind="stable")
@@ -224,6 +227,11 @@ class _ParameterMatrix:
             for first in range(0, down.size, step)
         ]
         return torch.cat(blocks).T.contiguous()
+
+
+def other_parameter(base: BaseMatrix, region: Region) -> BaseMatrix:
+    """Another parameter of the base that a step prepares on, given where all of it lies."""
+    return _ParameterMatrix(base.other(region.tensor), region)
 
 
 def _gathered(base: BaseMatrix, rows: np.ndarray) -> torch.Tensor:

@@ -58,6 +58,10 @@ class BaseMatrix(Protocol):
         """A float64 copy of these rows, shape ``(len(rows), columns)``."""
         ...
 
+    def other(self, tensor: str) -> BaseMatrix:
+        """Another tensor of the same base, before any change."""
+        ...
+
 
 # Loads a factor through a bounded cache; deltas must not keep what it returns.
 Load = Callable[[Factor], torch.Tensor]

@@ -22,6 +22,7 @@ from remerge.adapters.tuners.c3a import C3A
 from remerge.adapters.tuners.deft import DEFT
 from remerge.adapters.tuners.delora import DELORA
 from remerge.adapters.tuners.fourierft import FOURIERFT
+from remerge.adapters.tuners.glora import GLORA
 from remerge.adapters.tuners.gralora import GRALORA
 from remerge.adapters.tuners.hira import HIRA
 from remerge.adapters.tuners.hra import HRA
@@ -87,12 +88,12 @@ FAMILIES: Mapping[str, Tuner[Any]] = {
     "PEANUT": PEANUT,
     "OSF": OSF,
     "PSOFT": PSOFT,
+    "GLORA": GLORA,
 }
 
 # Families whose change of a weight can be computed from adapter and base; they lack an entry above.
 PLANNED = frozenset(
     {
-        "GLORA",
         "TINYLORA",
         "UNILORA",
     }

@@ -15,6 +15,7 @@ from typing import Any, cast
 import torch
 
 from remerge.adapters.deltas import Change, Load, Prepared
+from remerge.adapters.regions import matrix_view
 from remerge.errors import BadInput, Unsupported
 from remerge.merging.factor_cache import FactorCache
 from remerge.merging.kernel import TILE_ELEMENTS, Scratch, merge_elements
@@ -294,6 +295,13 @@ class SourceMatrix:
     @property
     def dtype(self) -> torch.dtype:
         return torch_dtype(self.source.dtype)
+
+    def other(self, tensor: str) -> SourceMatrix:
+        plan = self.checkpoint.plans.get(tensor)
+        if plan is None or plan.source is None:
+            raise Unsupported(f"The base has no readable tensor {tensor}, which a change needs.")
+        view = matrix_view(plan.source.shape) if plan.change is None else plan.change.view
+        return SourceMatrix(self.checkpoint, plan.source, view)
 
     def rows(self, rows: range) -> torch.Tensor:
         columns = self.shape[1]

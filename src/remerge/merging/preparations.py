@@ -41,6 +41,11 @@ class StagedMatrix:
     def dtype(self) -> torch.dtype:
         return torch_dtype(self.change.dtype)
 
+    def other(self, tensor: str) -> BaseMatrix:
+        if self.base is None:
+            raise ValueError(f"{self.change.tensor} is new: there is no base beside it")
+        return self.base.other(tensor)
+
     def rows(self, rows: range) -> torch.Tensor:
         columns = self.shape[1]
         if self.base is None:
