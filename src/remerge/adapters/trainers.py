@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from remerge.adapters import peft_files
-from remerge.adapters.converters import mlx, torchtune
+from remerge.adapters.converters import kohya, mlx, torchtune
 from remerge.adapters.opened import Adapter
 
 
@@ -25,4 +25,5 @@ TRAINERS: tuple[Trainer, ...] = (
     Trainer(torchtune.NAME, torchtune.recognises, torchtune.open_),
     Trainer("PEFT", peft_files.recognises, peft_files.open_),
     Trainer(mlx.NAME, mlx.recognises, mlx.open_),
+    Trainer(kohya.NAME, kohya.recognises, kohya.open_),
 )
