@@ -180,7 +180,7 @@ def test_equals_dequantise_then_peft(place: Path, tmp_path: Path, kind: str):
         if ".experts." in name:
             # PEFT rounds the delta of experts before it adds it.
             largest = tensor.abs().max() + (tensor - base[name]).abs().max()
-            assert float((found[name] - tensor).abs().max()) <= 2**-8 * float(largest), name
+            assert float((found[name] - tensor).abs().max()) <= 2**-7 * float(largest), name
         else:
             assert quantised.ulps(found[name], tensor) <= 1, name
         if torch.equal(tensor, base[name]):
