@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from remerge.adapters.opened import Adapter
@@ -14,6 +15,11 @@ from remerge.sources.links import check_inside
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 PICKLED = "adapter_model.bin"
+
+# TRL trains a value beside the model's logits (trl/models/modeling_value_head.py); LLaMA-Factory
+# saves that head in files of its own.
+_VALUE_HEAD = re.compile(r"(base_model\.model\.)?v_head\..+")
+_VALUE_HEADS = ("value_head.safetensors", "value_head.bin")
 
 
 def recognises(path: Path) -> bool:
@@ -37,7 +43,16 @@ def open_(path: Path) -> Adapter:
             f"{path} has {CONFIG} but neither {WEIGHTS} nor {PICKLED}.",
             why="The download or the training run's save is incomplete.",
         )
-    return Adapter(path, config, file.tensors, (CONFIG, name), file.read, file.changed)
+    heads = [key for key in file.tensors if _VALUE_HEAD.fullmatch(key)]
+    tensors = {key: info for key, info in file.tensors.items() if key not in heads}
+    left = [*heads, *(n for n in _VALUE_HEADS if os.path.lexists(path / n))]
+    notes = (
+        (f"The adapter comes with a value head, which is no part of the model: {', '.join(left)}.",)
+        if left
+        else ()
+    )
+    files = (CONFIG, name)
+    return Adapter(path, config, tensors, files, file.read, file.changed, notes=notes)
 
 
 def adapter_folder(path: Path) -> Path:

@@ -348,3 +348,20 @@ def test_other_directories_are_not_taken_for_lora_files(tmp_path: Path) -> None:
         open_adapter(tmp_path / "empty")
     with pytest.raises(BadInput, match=r"no adapter_config\.json"):
         open_adapter(write_adapter(tmp_path / "x", "m.safetensors", {"model.w": rand(2)}))
+
+
+def test_a_layer_s_rank_is_not_that_of_a_path_it_ends(tmp_path: Path) -> None:
+    base = Base({"b.c.weight": rand(6, 6), "a.b.c.weight": rand(6, 6), "d.weight": rand(6, 6)})
+    tensors: Tensors = {}
+    for module, rank in (("b_c", 2), ("a_b_c", 3), ("d", 3)):
+        tensors[f"lora_unet_{module}.lora_down.weight"] = rand(rank, 6)
+        tensors[f"lora_unet_{module}.lora_up.weight"] = rand(6, rank)
+    opened = open_adapter(write_adapter(tmp_path / "a", "x.safetensors", tensors)).for_base(base)
+    module = nn.Module()
+    module.a, module.b, module.d = nn.Module(), nn.Module(), nn.Linear(6, 6, bias=False)
+    module.a.b, module.b.c = nn.Module(), nn.Linear(6, 6, bias=False)
+    module.a.b.c = nn.Linear(6, 6, bias=False)
+    ours = applied(base, families.changes(opened, base, ModuleNames(module)))
+    for name, flat in (("b.c", "b_c"), ("a.b.c", "a_b_c")):
+        up, down = (tensors[f"lora_unet_{flat}.lora_{part}.weight"] for part in ("up", "down"))
+        _same(ours[f"{name}.weight"], base.values[f"{name}.weight"] + up @ down)
