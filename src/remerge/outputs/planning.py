@@ -144,8 +144,9 @@ def make_plan(inputs: Inputs, recipe: Recipe, max_memory: int) -> Plan:
     Raises `BadInput` for anything that would merge wrong: leftovers, misfits, values that are not
     finite. Raises `UsageError` when the memory budget is too small for the method.
     """
-    base, adapter = inputs.base, inputs.adapter
+    base = inputs.base
     readable = decoded(base)
+    adapter = inputs.adapter.for_base(readable)
     recipe = recipe.model_copy(update={"base_precision": _precision(inputs, readable)})
     if recipe.requantize is not None and not readable.codecs:
         raise UsageError(
@@ -175,7 +176,7 @@ def make_plan(inputs: Inputs, recipe: Recipe, max_memory: int) -> Plan:
         tensors=tensors,
         files=files,
         side_files=tuple(sorted(side, key=lambda file: file.name)),
-        notes=(*inputs.notes, *changes.notes, *notes),
+        notes=tuple(dict.fromkeys((*inputs.notes, *adapter.notes, *changes.notes, *notes))),
         formats=Counter(codec.format for codec in readable.codecs.values()),
         reproducible=(
             "same-stack" if any(map(decomposes, changes.tensors.values())) else "everywhere"

@@ -12,12 +12,12 @@ from remerge.adapters.adapter import Adapter, check_finite, is_adapter, open_ada
 from remerge.adapters.deltas import step_name
 from remerge.adapters.families import DoesNotFit
 from remerge.artefacts.manifest import MANIFEST, read_manifest
-from remerge.errors import BadInput
+from remerge.errors import BadInput, Unsupported
 from remerge.merging.opening import plan_tensors, read_changes
 from remerge.merging.recipe import Recipe
 from remerge.outputs.planning import open_inputs
 from remerge.sources.checkpoint import Checkpoint, open_checkpoint
-from remerge.sources.documents import as_object
+from remerge.sources.codecs.stated import quantisation_stated
 from remerge.sources.reading import decoded
 from remerge.sources.references import resolve
 
@@ -101,14 +101,20 @@ def inspect_adapter(base: str | Path, adapter: str | Path) -> Inspection:
 
 def _base_facts(base: Checkpoint) -> dict[str, Any]:
     dtypes = Counter(tensor.dtype for tensor in base.tensors.values())
-    quantisation = (as_object(base.config.get("quantization_config")) or {}).get("quant_method")
+    try:
+        readable = decoded(base)
+        formats = dict(Counter(codec.format for codec in readable.codecs.values()))
+        parameters = sum(math.prod(tensor.shape) for tensor in readable.tensors.values())
+    except Unsupported:
+        formats = {str(quantisation_stated(base.config).get("quant_method")): 0}
+        parameters = sum(math.prod(tensor.shape) for tensor in base.tensors.values())
     return {
         "model type": base.config.get("model_type"),
         "architectures": base.config.get("architectures"),
-        "quantisation": quantisation,
+        "quantised": formats,
         "shards": len(base.shards),
         "tensors": len(base.tensors),
-        "parameters": sum(math.prod(tensor.shape) for tensor in base.tensors.values()),
+        "parameters": parameters,
         "bytes": sum(shard.size for shard in base.shards),
         "dtypes": dict(sorted(dtypes.items())),
         "side files": list(base.side_files),
