@@ -24,3 +24,4 @@ class Speaks:
 
     modules: Mapping[str, tuple[Factors, ...]]
     parameters: Mapping[str, tuple[int, ...]]
+    order: bool = False

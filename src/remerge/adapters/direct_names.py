@@ -23,6 +23,9 @@ class DirectNames:
             return Layer("Linear")
         return Layer("Module") if any(n.startswith(f"{module}.") for n in self.tensors) else None
 
+    def modules(self) -> Sequence[str]:
+        return ()
+
     def shape(self, parameter: str) -> tuple[int, ...] | None:
         found = self.tensors.get(parameter)
         return None if found is None else tuple(found.shape)

@@ -87,8 +87,10 @@ class Wanted:
 
     ``modules``: the paths of adapted modules with their factors' shapes, several where several
     parameters of a module are trained. ``parameters``: names of whole parameters that the adapter
-    brings, or whose rows it replaces, with the shapes of what it holds.
+    brings, or whose rows it replaces, with the shapes of what it holds. ``order`` says that it
+    depends on the order of the model's modules, which names alone do not tell.
     """
 
     modules: Mapping[str, tuple[FactorShapes, ...]]
     parameters: Mapping[str, tuple[int, ...]]
+    order: bool = False

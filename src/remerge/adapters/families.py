@@ -40,7 +40,9 @@ from remerge.adapters.tuners.randlora import RANDLORA
 from remerge.adapters.tuners.road import ROAD
 from remerge.adapters.tuners.shira import SHIRA
 from remerge.adapters.tuners.supertuning import SUPERTUNING
+from remerge.adapters.tuners.tinylora import TINYLORA
 from remerge.adapters.tuners.trainable_tokens import TRAINABLE_TOKENS
+from remerge.adapters.tuners.unilora import UNILORA
 from remerge.adapters.tuners.vblora import VBLORA
 from remerge.adapters.tuners.vera import VERA
 from remerge.adapters.tuners.waveft import WAVEFT
@@ -89,27 +91,26 @@ FAMILIES: Mapping[str, Tuner[Any]] = {
     "OSF": OSF,
     "PSOFT": PSOFT,
     "GLORA": GLORA,
+    "TINYLORA": TINYLORA,
+    "UNILORA": UNILORA,
 }
 
-# Families whose change of a weight can be computed from adapter and base; they lack an entry above.
-PLANNED = frozenset(
-    {
-        "TINYLORA",
-        "UNILORA",
-    }
-)
-
-# What each of these adds at run time is no weight of the model.
+# Why each of these cannot be merged: most add what is no weight of the model.
 UNMERGEABLE: Mapping[str, str] = {
+    "ADAMSS": "Which outputs its factors belong to is not saved: PEFT clusters the base's weights "
+    "with scikit-learn to find them.",
     "ADAPTION_PROMPT": "It adds attention over trained prompts to every layer.",
     "CARTRIDGE": "It is a trained key-value cache.",
     "CPT": "It is a prompt of trained tokens.",
-    "LILY": "Its experts are chosen for every token.",
+    "FROD": "It rebuilds every weight out of a square basis as wide as the layer, which must be "
+    "inverted whole.",
+    "LILY": "Its experts are weighed anew for every batch.",
     "MULTITASK_PROMPT_TUNING": "It is a prompt of trained tokens.",
     "P_TUNING": "It is a prompt of trained tokens.",
     "POLY": "Its skills are mixed for every task.",
     "PREFIX_TUNING": "It is a trained key-value prefix.",
     "PROMPT_TUNING": "It is a prompt of trained tokens.",
+    "SHADOW": "It runs a second network beside the model.",
     "XLORA": "It mixes several LoRAs anew for every token.",
 }
 
@@ -140,15 +141,9 @@ def _family(adapter: AdapterFacts) -> Tuner[Any]:
         return family
     if kind in UNMERGEABLE:
         raise Unsupported(
-            f"{adapter.path} is a {kind} adapter, which no weights can stand for.",
+            f"{adapter.path} is a {kind} adapter, which cannot be merged.",
             why=UNMERGEABLE[kind],
             hint="Serve it as an adapter on its base.",
-        )
-    if kind in PLANNED:
-        raise Unsupported(
-            f"{adapter.path} is a {kind} adapter, which this version cannot merge yet.",
-            why="The families it merges are " + ", ".join(sorted(FAMILIES)) + ".",
-            hint="Convert it with peft.convert_to_lora, or merge it with PEFT's merge_and_unload.",
         )
     raise Unsupported(
         f"{adapter.path} has the peft_type {kind[:40]!r}, which is not known.",

@@ -91,6 +91,9 @@ class ModelNames:
             return _layer(self._modules[parameter.rpartition(".")[0]])
         return None if self._key(weight) is None else Layer("Linear")
 
+    def modules(self) -> list[str]:
+        return [name for name, _ in cast(Any, self._model).named_modules()]
+
     def shape(self, parameter: str) -> tuple[int, ...] | None:
         known = self._parameter(parameter)
         if known is not None:

@@ -36,7 +36,7 @@ def find_names(
 
     Raises `Unsupported` where the model cannot be built without code from the checkpoint.
     """
-    if are_direct(config, tensors, wanted):
+    if not wanted.order and are_direct(config, tensors, wanted):
         return direct_names(tensors)
     return model_names(config, tensors, hint, wanted)
 

@@ -76,6 +76,11 @@ class Names(Protocol):
         """The module at this path of the model in memory, None where there is none."""
         ...
 
+    def modules(self) -> Sequence[str]:
+        """Paths of all modules, each once, in the model's own order; empty where no model told the
+        names."""
+        ...
+
     def shape(self, parameter: str) -> tuple[int, ...] | None:
         """Shape of a parameter in memory, None where there is none."""
         ...

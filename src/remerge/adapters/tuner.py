@@ -52,7 +52,8 @@ class Tuner(Generic[Config]):
     for those without a place. ``shapes``: a layer's shape as its factors tell it, where they do
     (names can then be told without building the model). ``check`` raises `Unsupported` for variants
     that cannot be merged; ``notes`` are sentences that the user must read. ``keeps_nothing`` says
-    that training may leave a layer without a single rank, and so with empty tensors.
+    that training may leave a layer without a single rank, and so with empty tensors; ``ordered``,
+    that what a layer gets depends on its place among the model's modules.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Tuner(Generic[Config]):
     check: Callable[[Config, Mapping[str, Any]], None] = _accept
     notes: Callable[[Reading[Config], Keys], Sequence[str]] = _nothing
     keeps_nothing: bool = False
+    ordered: bool = False
 
 
 def changes(tuner: Tuner[Config], adapter: AdapterFacts, base: BaseFacts, names: Names) -> Changes:
@@ -110,7 +112,7 @@ def wanted(tuner: Tuner[Any], adapter: AdapterFacts) -> Wanted:
             modules[parts.module] = (*modules.get(parts.module, ()), found)
     parameters = {name: _shape(adapter, key) for name, key in keys.parameters.items()}
     parameters.update({f"{name}.weight": _shape(adapter, key) for name, key in keys.tokens.items()})
-    return Wanted(modules, parameters)
+    return Wanted(modules, parameters, tuner.ordered)
 
 
 def _shape(adapter: AdapterFacts, key: str) -> tuple[int, ...]:

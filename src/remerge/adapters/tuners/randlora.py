@@ -130,7 +130,7 @@ def _pair(
         if a is None or b is None:
             return None
         return made((config.r, least), a), made((most, bases * config.r), b)
-    keep = held(context, layers[0])
+    keep = held(context, layers[0].weight)
 
     @cache
     def drawn() -> tuple[torch.Tensor, torch.Tensor]:

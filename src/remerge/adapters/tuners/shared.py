@@ -35,9 +35,7 @@ def projection(
     name = shared.get(part)
     if name is None:
         context.misfits.add(
-            f"base_model.*_{part}",
-            "is missing, though adapter_config.json says that it was saved (save_projection)",
-            "unpaired",
+            f"base_model.*_{part}", "is missing, which adapted layers use", "unpaired"
         )
         return None
     found = context.stored(name)
@@ -49,10 +47,10 @@ def projection(
     return lambda: context.recent(name)
 
 
-def held(context: Context, layer: Dense) -> Callable[[torch.Tensor], torch.Tensor]:
+def held(context: Context, weight: str) -> Callable[[torch.Tensor], torch.Tensor]:
     """Rounds drawn float32 numbers as PEFT does: to the dtype of the layer's weight, and back
     (tuners_utils.py, _move_adapter_to_device_of_base_layer and cast_adapter_dtype)."""
-    regions = context.names.regions(layer.weight)
+    regions = context.names.regions(weight)
     found = context.base.tensors.get(regions[0].tensor) if regions else None
     dtype = torch.float32 if found is None else torch_dtype(found.dtype)
     return lambda drawn: drawn.to(dtype).to(torch.float32)

@@ -93,7 +93,7 @@ def _pair(
     if not shared and not config.save_projection:
         drawn, keep = (
             cache(lambda: _drawn(config, outputs, inputs, halves)),
-            held(context, layers[0]),
+            held(context, layers[0].weight),
         )
         return _Pair(lambda: keep(drawn()[0]), lambda: keep(drawn()[1]))
     a = projection(context, shared, "A", (halves * rank, inputs))
