@@ -25,8 +25,8 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
-    MobileNetV2Config,
-    MobileNetV2ForImageClassification,
+    RegNetConfig,
+    RegNetForImageClassification,
     ResNetConfig,
     ResNetForImageClassification,
     WhisperConfig,
@@ -72,16 +72,16 @@ def whisper() -> WhisperForConditionalGeneration:
 _WHISPER = {"layers": 1, "attention_heads": 2, "ffn_dim": 24}
 
 
-def mobilenet() -> MobileNetV2ForImageClassification:
-    """Conv2d layers, some of them with as many groups as channels."""
-    config = MobileNetV2Config(depth_multiplier=0.1, min_depth=2, depth_divisible_by=2)
-    return MobileNetV2ForImageClassification(config)
+def regnet() -> RegNetForImageClassification:
+    """Conv2d layers, some of them with 2 and 4 groups."""
+    sizes = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "groups_width": 4}
+    return RegNetForImageClassification(RegNetConfig(**sizes, layer_type="x"))
 
 
 KINDS: Mapping[str, Callable[[], Any]] = {
     "llama": llama,
     "tied llama": lambda: llama(tied=True),
-    "mobilenet": mobilenet,
+    "regnet": regnet,
     "gpt2": gpt2,
     "resnet": resnet,
     "whisper": whisper,
@@ -89,14 +89,20 @@ KINDS: Mapping[str, Callable[[], Any]] = {
 
 
 @dataclass(frozen=True)
-class Both:
-    """One adapter merged twice, and where it lies."""
+class Saved:
+    """Where a base and an adapter lie."""
+
+    base_path: Path
+    adapter_path: Path
+
+
+@dataclass(frozen=True)
+class Both(Saved):
+    """One adapter merged twice."""
 
     ours: Tensors
     theirs: Tensors
     base: Tensors
-    base_path: Path
-    adapter_path: Path
 
     @property
     def changed(self) -> set[str]:
@@ -147,6 +153,13 @@ def train(model: Any, config: PeftConfig, out: Path, seed: int = 0, noise: float
         peft.save_pretrained(out)
 
 
+def save_trained(config: PeftConfig, kind: str, out: Path) -> Saved:
+    """A trained adapter on the base of a kind, not merged."""
+    saved = Saved(base_of(kind), out / "adapter")
+    train(model_of(kind, saved.base_path), config, saved.adapter_path)
+    return saved
+
+
 def peft_merged(kind: str, base: Path, adapter: Path, dtype: torch.dtype) -> Tensors:
     """What PEFT's ``merge_and_unload`` makes of a saved adapter, under the names on disk."""
     with tempfile.TemporaryDirectory() as out, quiet(seed=99):
@@ -192,7 +205,7 @@ def merge_saved(
     theirs = peft_merged(kind, base, adapter, torch.float32 if wide else dtype)
     theirs = {n: v.to(dtype) if v.is_floating_point() else v for n, v in theirs.items()}
     ours = our_merged(base, adapter, out / "merged")
-    return Both(ours, theirs, load_file(base / "model.safetensors"), base, adapter)
+    return Both(base, adapter, ours, theirs, load_file(base / "model.safetensors"))
 
 
 def assert_same(both: Both, equal: float = 0.99, units: float = 1, rounds_delta: int = 0) -> None:
@@ -243,10 +256,10 @@ def assert_independent(both: Both, out: Path) -> None:
                     assert torch.equal(merged[name][row], whole[row]), (name, row)
 
 
-def assert_refused(both: Both, out: Path, *words: str) -> None:
+def assert_refused(saved: Saved, out: Path, *words: str) -> None:
     """The adapter does not merge, the message has these words in it, and nothing is written."""
     with pytest.raises(remerge.BadInput) as caught:
-        our_merged(both.base_path, both.adapter_path, out / "refused")
+        our_merged(saved.base_path, saved.adapter_path, out / "refused")
     for word in words:
         assert word in str(caught.value)
     assert not (out / "refused").exists()

@@ -13,6 +13,7 @@ from tests.adapters.tuners.against_peft import (
     assert_same,
     edit,
     merge_both,
+    save_trained,
 )
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -73,7 +74,7 @@ def test_the_adapters_name_left_in_keys(tmp_path: Path) -> None:
     ],
 )
 def test_misfits(end: str, value: torch.Tensor | None, words: list[str], tmp_path: Path) -> None:
-    both = merge_both(config(["q_proj"]), "llama", tmp_path)
+    saved = save_trained(config(["q_proj"]), "llama", tmp_path)
     rest = {} if value is None else {Q + end: value}
-    edit(both.adapter_path, lambda t: {n: v for n, v in t.items() if n != Q + end} | rest)
-    assert_refused(both, tmp_path, Q, *words)
+    edit(saved.adapter_path, lambda t: {n: v for n, v in t.items() if n != Q + end} | rest)
+    assert_refused(saved, tmp_path, Q, *words)

@@ -20,6 +20,7 @@ from tests.adapters.tuners.against_peft import (
     edit,
     merge_both,
     merge_saved,
+    save_trained,
 )
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -172,22 +173,22 @@ def test_the_adapters_name_left_in_keys(form: str, ends: list[str], tmp_path: Pa
 def test_misfits(
     form: str, end: str, shape: tuple[int, ...] | None, words: list[str], tmp_path: Path
 ) -> None:
-    both = merge_both(CONFIGS[form], "llama", tmp_path)
+    saved = save_trained(CONFIGS[form], "llama", tmp_path)
     rest = {} if shape is None else {Q + end: torch.ones(shape)}
-    edit(both.adapter_path, lambda t: {n: v for n, v in t.items() if n != Q + end} | rest)
-    assert_refused(both, tmp_path, Q, *words)
+    edit(saved.adapter_path, lambda t: {n: v for n, v in t.items() if n != Q + end} | rest)
+    assert_refused(saved, tmp_path, Q, *words)
 
 
 @pytest.mark.parametrize("place", [-1, 24, 2**31 - 1])
 def test_places_outside_of_the_weight(place: int, tmp_path: Path) -> None:
-    both = merge_both(CONFIGS["shira"], "llama", tmp_path)
+    saved = save_trained(CONFIGS["shira"], "llama", tmp_path)
 
     def moved(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         tensors[Q + "shira_indices"][1, 5] = place
         return tensors
 
-    edit(both.adapter_path, moved)
-    assert_refused(both, tmp_path, Q + "shira_indices", "(24, 24)")
+    edit(saved.adapter_path, moved)
+    assert_refused(saved, tmp_path, Q + "shira_indices", "(24, 24)")
 
 
 def test_places_named_twice_add_up(tmp_path: Path) -> None:
@@ -219,6 +220,6 @@ def test_places_named_twice_add_up(tmp_path: Path) -> None:
 def test_configurations_that_make_no_sense(
     form: str, options: dict[str, Any], tmp_path: Path
 ) -> None:
-    both = merge_both(CONFIGS[form], "llama", tmp_path)
-    edit(both.adapter_path, **options)
-    assert_refused(both, tmp_path)
+    saved = save_trained(CONFIGS[form], "llama", tmp_path)
+    edit(saved.adapter_path, **options)
+    assert_refused(saved, tmp_path)

@@ -18,6 +18,7 @@ from tests.adapters.tuners.against_peft import (
     assert_same,
     edit,
     merge_both,
+    save_trained,
 )
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -117,7 +118,7 @@ def test_the_adapters_name_left_in_keys(form: Any, ends: list[str], tmp_path: Pa
 def test_misfits(
     form: Any, end: str, value: torch.Tensor | None, words: list[str], tmp_path: Path
 ) -> None:
-    both = merge_both(form(r=2, target_modules=["up_proj"]), "llama", tmp_path)
+    saved = save_trained(form(r=2, target_modules=["up_proj"]), "llama", tmp_path)
     rest = {} if value is None else {UP + end: value}
-    edit(both.adapter_path, lambda t: {n: v for n, v in t.items() if n != UP + end} | rest)
-    assert_refused(both, tmp_path, UP, *words)
+    edit(saved.adapter_path, lambda t: {n: v for n, v in t.items() if n != UP + end} | rest)
+    assert_refused(saved, tmp_path, UP, *words)

@@ -22,6 +22,7 @@ from tests.adapters.tuners.against_peft import (
     edit,
     merge_both,
     our_merged,
+    save_trained,
 )
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -74,21 +75,21 @@ def test_oft_on_other_layers(kind: str, targets: list[str], tmp_path: Path) -> N
 
 def test_what_oft_tells_the_user(tmp_path: Path) -> None:
     config = OFTConfig(target_modules=CONV, oft_block_size=4)
-    both = merge_both(config, "resnet", tmp_path)
-    notes = " ".join(remerge.plan(both.base_path, both.adapter_path, progress=False).notes)
+    saved = save_trained(config, "resnet", tmp_path)
+    notes = " ".join(remerge.plan(saved.base_path, saved.adapter_path, progress=False).notes)
     assert "overlapping" in notes
     assert "0.18" not in notes
-    edit(both.adapter_path, peft_version="0.17.1")
-    notes = " ".join(remerge.plan(both.base_path, both.adapter_path, progress=False).notes)
+    edit(saved.adapter_path, peft_version="0.17.1")
+    notes = " ".join(remerge.plan(saved.base_path, saved.adapter_path, progress=False).notes)
     assert "0.18" in notes
 
 
 def test_oft_of_the_old_form(tmp_path: Path) -> None:
-    both = merge_both(OFTConfig(target_modules=["q_proj"], oft_block_size=4), "llama", tmp_path)
-    told = both.adapter_path / "adapter_config.json"
+    saved = save_trained(OFTConfig(target_modules=["q_proj"], oft_block_size=4), "llama", tmp_path)
+    told = saved.adapter_path / "adapter_config.json"
     told.write_text(told.read_text().replace('"oft_block_size": 4,', ""))
     with pytest.raises(remerge.Unsupported, match=r"before PEFT 0\.15"):
-        our_merged(both.base_path, both.adapter_path, tmp_path / "out")
+        our_merged(saved.base_path, saved.adapter_path, tmp_path / "out")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -214,10 +215,10 @@ def test_the_adapters_name_left_in_keys(form: str, ends: list[str], tmp_path: Pa
 def test_misfits(
     form: str, end: str, shape: tuple[int, ...] | None, words: list[str], tmp_path: Path
 ) -> None:
-    both = merge_both(CONFIGS[form], "llama", tmp_path)
+    saved = save_trained(CONFIGS[form], "llama", tmp_path)
     rest = {} if shape is None else {Q + end: torch.ones(shape)}
-    edit(both.adapter_path, lambda t: {n: v for n, v in t.items() if n != Q + end} | rest)
-    assert_refused(both, tmp_path, Q, *words)
+    edit(saved.adapter_path, lambda t: {n: v for n, v in t.items() if n != Q + end} | rest)
+    assert_refused(saved, tmp_path, Q, *words)
 
 
 @pytest.mark.parametrize(
@@ -235,6 +236,6 @@ def test_misfits(
 def test_configurations_that_make_no_sense(
     form: str, options: dict[str, Any], tmp_path: Path
 ) -> None:
-    both = merge_both(CONFIGS[form], "llama", tmp_path)
-    edit(both.adapter_path, **options)
-    assert_refused(both, tmp_path)
+    saved = save_trained(CONFIGS[form], "llama", tmp_path)
+    edit(saved.adapter_path, **options)
+    assert_refused(saved, tmp_path)

@@ -15,6 +15,7 @@ from tests.adapters.tuners.against_peft import (
     assert_same,
     edit,
     merge_both,
+    save_trained,
 )
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -35,8 +36,8 @@ TOKENS = TrainableTokensConfig(token_indices=[7, 3, 49])
         ("resnet", ["convolution"], []),
         ("resnet", ["layer.0.convolution", "layer.1.convolution"], ["layer.0.convolution"]),
         ("whisper", ["fc1", "fc2", "q_proj"], ["fc2"]),
-        ("mobilenet", ["convolution"], []),
-        ("mobilenet", ["convolution"], ["convolution"]),
+        ("regnet", ["convolution"], []),
+        ("regnet", ["convolution"], ["convolution"]),
     ],
 )
 def test_ia3(
@@ -58,9 +59,9 @@ def test_ia3_of_a_square_layer_without_feedforward_modules(tmp_path: Path) -> No
 
 def test_ia3_that_could_scale_either_side(tmp_path: Path) -> None:
     config = IA3Config(target_modules=["layer.0.convolution"], feedforward_modules=[])
-    both = merge_both(config, "resnet", tmp_path)
-    edit(both.adapter_path, feedforward_modules=None)
-    assert_refused(both, tmp_path, "ia3_l", "feedforward_modules")
+    saved = save_trained(config, "resnet", tmp_path)
+    edit(saved.adapter_path, feedforward_modules=None)
+    assert_refused(saved, tmp_path, "ia3_l", "feedforward_modules")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -111,13 +112,13 @@ def test_trainable_tokens_of_a_head(tmp_path: Path) -> None:
 def test_misfits(
     config: object, name: str, value: tuple[int, ...], words: list[str], tmp_path: Path
 ) -> None:
-    both = merge_both(config, "llama", tmp_path)
-    edit(both.adapter_path, lambda tensors: tensors | {name: torch.ones(value)})
-    assert_refused(both, tmp_path, name, *words)
+    saved = save_trained(config, "llama", tmp_path)
+    edit(saved.adapter_path, lambda tensors: tensors | {name: torch.ones(value)})
+    assert_refused(saved, tmp_path, name, *words)
 
 
 @pytest.mark.parametrize("indices", [[], [7, 7, 3], [7, 3, 50], [-1, 3, 7], None, "many"])
 def test_rows_that_make_no_sense(indices: object, tmp_path: Path) -> None:
-    both = merge_both(TOKENS, "llama", tmp_path)
-    edit(both.adapter_path, token_indices=indices)
-    assert_refused(both, tmp_path)
+    saved = save_trained(TOKENS, "llama", tmp_path)
+    edit(saved.adapter_path, token_indices=indices)
+    assert_refused(saved, tmp_path)

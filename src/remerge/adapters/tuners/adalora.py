@@ -18,7 +18,13 @@ from remerge.adapters.facts import AdapterFacts, FactorShapes
 from remerge.adapters.keys import Parts
 from remerge.adapters.tuner import Tuner
 from remerge.adapters.tuners.dense import part_keys
-from remerge.adapters.tuners.weights import fits, has_no_groups, has_rank, weight_of
+from remerge.adapters.tuners.weights import (
+    fits,
+    has_no_groups,
+    has_rank,
+    linear_shapes,
+    weight_of,
+)
 
 _KINDS = ("Linear", "Conv1D", "Conv2d")
 _ENDINGS = (".lora_E", ".lora_E.default")
@@ -69,11 +75,7 @@ def _layer(context: Reading[AdaLoraConfig], parts: Parts) -> list[Edit]:
 
 
 def _shapes(adapter: AdapterFacts, parts: Parts) -> FactorShapes:
-    a, b = (parts.tensors.get(part) for part in "AB")
-    return FactorShapes(
-        None if a is None else tuple(adapter.tensors[a].shape),
-        None if b is None else tuple(adapter.tensors[b].shape),
-    )
+    return linear_shapes(adapter, parts.tensors.get("B"), parts.tensors.get("A"))
 
 
 ADALORA = Tuner(

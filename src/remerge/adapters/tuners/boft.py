@@ -15,7 +15,7 @@ from remerge.adapters.factors import made, matrix
 from remerge.adapters.keys import Parts
 from remerge.adapters.tuner import Tuner
 from remerge.adapters.tuners.dense import part_keys
-from remerge.adapters.tuners.rotation import Rotated, Rotation, cayley
+from remerge.adapters.tuners.rotation import Rotated, Rotation, cayley, stacked
 from remerge.adapters.tuners.weights import Weight, fits, has_no_groups, weight_of
 
 _KINDS = ("Linear", "Conv2d")
@@ -71,13 +71,13 @@ def _order(inputs: int, parts: int, size: int) -> tuple[int, ...]:
 
 def _blocks(stored: Factor, index: int, size: int) -> Factor:
     """The rotations ``(blocks * size, size)`` of one factor."""
-    rows = stored.shape[1] // size
+    count = stored.shape[1] // size**2
 
-    def read() -> torch.Tensor:
-        values = stored.read()[index].reshape(-1, size, size)
+    def some(taken: slice) -> torch.Tensor:
+        values = stored.read()[index].reshape(-1, size, size)[taken]
         return cayley((values - values.transpose(1, 2)) / 2)
 
-    return made((rows, size), read)
+    return made((count * size, size), stacked(count, size, some))
 
 
 BOFT = Tuner("boft", PeftConfig, part_keys("boft", "R", "s"), _edits)

@@ -13,6 +13,7 @@ from remerge.adapters.config import PeftConfig, Rank
 from remerge.adapters.deltas import BaseMatrix, Factor, Load, Prepared, rows_of
 from remerge.adapters.edits import Edit, Reading
 from remerge.adapters.factors import matrix, turned
+from remerge.adapters.facts import AdapterFacts, FactorShapes
 from remerge.adapters.keys import Parts
 from remerge.adapters.patterns import Patterns
 from remerge.adapters.regions import Index
@@ -23,6 +24,7 @@ from remerge.adapters.tuners.weights import (
     fits,
     has_no_groups,
     has_rank,
+    linear_shapes,
     weight_of,
 )
 
@@ -107,4 +109,14 @@ def _layer(context: Reading[HiraConfig], parts: Parts) -> list[Edit]:
     return [Edit(weight.parameter, (weight.step(Modulated(left, right)),))]
 
 
-HIRA = Tuner("hira", HiraConfig, part_keys("hira", "A", "B", "embedding_A", "embedding_B"), _edits)
+def _shapes(adapter: AdapterFacts, parts: Parts) -> FactorShapes:
+    return linear_shapes(adapter, parts.tensors.get("B"), parts.tensors.get("A"))
+
+
+HIRA = Tuner(
+    "hira",
+    HiraConfig,
+    part_keys("hira", "A", "B", "embedding_A", "embedding_B"),
+    _edits,
+    shapes=_shapes,
+)

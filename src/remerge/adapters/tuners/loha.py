@@ -11,12 +11,13 @@ from remerge.adapters.blocks import span_of
 from remerge.adapters.deltas import BaseMatrix, Factor, Load, Prepared
 from remerge.adapters.edits import Edit, Reading
 from remerge.adapters.factors import matrix, turned
+from remerge.adapters.facts import AdapterFacts, FactorShapes
 from remerge.adapters.keys import Parts
 from remerge.adapters.regions import Index
 from remerge.adapters.tuner import Tuner
 from remerge.adapters.tuners.dense import part_keys
 from remerge.adapters.tuners.lycoris import KINDS, LycorisConfig, core_times
-from remerge.adapters.tuners.weights import Weight, fits, weight_of
+from remerge.adapters.tuners.weights import Weight, fits, linear_shapes, weight_of
 
 Context = Reading[LycorisConfig]
 _SIDES = ("1", "2")
@@ -84,6 +85,16 @@ def _product(
     return turned(left), core_times(matrix(context.adapter, core), right, weight.kernel)
 
 
+def _shapes(adapter: AdapterFacts, parts: Parts) -> FactorShapes:
+    if "t1" in parts.tensors:
+        return FactorShapes(None, None)
+    return linear_shapes(adapter, parts.tensors.get("w1_a"), parts.tensors.get("w1_b"))
+
+
 LOHA = Tuner(
-    "loha", LycorisConfig, part_keys("hada", "w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2"), _edits
+    "loha",
+    LycorisConfig,
+    part_keys("hada", "w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2"),
+    _edits,
+    shapes=_shapes,
 )

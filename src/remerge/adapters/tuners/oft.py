@@ -16,7 +16,7 @@ from remerge.adapters.edits import Edit, Reading
 from remerge.adapters.factors import made, matrix
 from remerge.adapters.keys import Keys, Parts
 from remerge.adapters.tuner import Tuner
-from remerge.adapters.tuners.rotation import Rotated, Rotation, cayley
+from remerge.adapters.tuners.rotation import Rotated, Rotation, cayley, stacked
 from remerge.adapters.tuners.weights import Weight, has_no_groups, weight_of
 from remerge.errors import Unsupported
 
@@ -85,23 +85,24 @@ def _block_size(context: Context, name: str, weight: Weight) -> int | None:
 def _blocks(stored: Factor, size: int, config: OftConfig, transposed: bool) -> Factor:
     """The rotations ``(blocks * size, size)`` of the stored upper triangles."""
 
-    def read() -> torch.Tensor:
-        upper = stored.read()
+    count = stored.shape[0]
+    rows, cols = torch.triu_indices(size, size, 1)
+
+    def some(taken: slice) -> torch.Tensor:
+        upper = stored.read()[taken]
         skew = torch.zeros(upper.shape[0], size, size, dtype=upper.dtype)
-        rows, cols = torch.triu_indices(size, size, 1)
         skew[:, rows, cols] = upper
         skew = skew - skew.transpose(1, 2)
         if config.coft:
-            skew = _constrained(skew, config.eps)
+            skew = _constrained(skew, config.eps / math.sqrt(count))
         turns = _series(skew, config) if config.use_cayley_neumann else cayley(skew)
         return turns.transpose(1, 2) if transposed else turns
 
-    return made((stored.shape[0] * size, size), read)
+    return made((count * size, size), stacked(count, size, some))
 
 
-def _constrained(skew: torch.Tensor, eps: float) -> torch.Tensor:
-    """COFT: no block farther from zero than ``eps / sqrt(blocks)`` (PEFT, _project_batch)."""
-    most = eps / math.sqrt(skew.shape[0])
+def _constrained(skew: torch.Tensor, most: float) -> torch.Tensor:
+    """COFT: no block farther from zero than this, eps / sqrt(blocks) (PEFT, _project_batch)."""
     norms = skew.square().sum((1, 2), keepdim=True).sqrt()
     return torch.where(norms <= most, skew, most * skew / norms)
 

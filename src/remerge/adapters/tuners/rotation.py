@@ -6,6 +6,7 @@ A rotation comes from a skew-symmetric matrix by Cayley's formula, ``(I - S) @ i
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from remerge.adapters.regions import Index
 
 # torch ships no types for linalg.solve.
 _LINALG: Any = torch.linalg
+_BLOCK_ELEMENTS = 2**20
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,22 @@ def in_order(cols: Index) -> slice | torch.Tensor:
     if (np.diff(positions) == 1).all():
         return slice(None)
     return torch.as_tensor(np.argsort(positions))
+
+
+def stacked(
+    count: int, size: int, make: Callable[[slice], torch.Tensor]
+) -> Callable[[], torch.Tensor]:
+    """Reads ``count`` blocks ``(size, size)``, a few at a time: making them takes several times
+    their own memory."""
+    step = max(1, _BLOCK_ELEMENTS // size**2)
+
+    def read() -> torch.Tensor:
+        found = torch.empty(count, size, size, dtype=torch.float64)
+        for first in range(0, count, step):
+            found[first : first + step] = make(slice(first, first + step))
+        return found
+
+    return read
 
 
 def cayley(skew: torch.Tensor) -> torch.Tensor:

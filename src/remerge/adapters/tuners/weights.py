@@ -12,6 +12,7 @@ from remerge.adapters.blocks import BlockStep
 from remerge.adapters.deltas import BaseMatrix, Factor, Load, LowRank, Prepared
 from remerge.adapters.edits import Context
 from remerge.adapters.factors import turned
+from remerge.adapters.facts import AdapterFacts, FactorShapes
 from remerge.adapters.keys import Parts
 from remerge.adapters.regions import Index
 from remerge.adapters.vocabulary import counts_tokens
@@ -120,6 +121,17 @@ def has_no_groups(context: Context, parts: Parts, weight: Weight) -> bool:
     problem = f"{weight.module} is a convolution with {weight.groups} groups, which PEFT refuses"
     context.misfits.add(parts.any_tensor, problem, "layer")
     return False
+
+
+def linear_shapes(adapter: AdapterFacts, outputs: str | None, inputs: str | None) -> FactorShapes:
+    """The shape of a Linear whose outputs are the first axis of one stored matrix and whose inputs
+    the last of another; nothing where they are missing or no matrices."""
+
+    def matrix(name: str | None) -> tuple[int, ...] | None:
+        shape = None if name is None else tuple(adapter.tensors[name].shape)
+        return shape if shape is not None and len(shape) == 2 else None
+
+    return FactorShapes(matrix(inputs), matrix(outputs))
 
 
 @dataclass(frozen=True)
