@@ -2,7 +2,8 @@
 
 For a stack ``(E, out, in)`` A is ``(r * E, in)`` with the experts' rows one after the other, B is
 ``(out, r * E)`` with the experts' columns interleaved: ``einsum("o r e, e r i -> e o i")``; classes
-that store ``(E, in, out)`` get the transpose. A matrix follows the rule of fully connected layers.
+that store ``(E, in, out)`` get the transpose. Unsloth and older versions differ (packing.py). A
+matrix follows the rule of fully connected layers.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from remerge.adapters.edits import Edit
 from remerge.adapters.factors import made, matrix
 from remerge.adapters.keys import Parts
 from remerge.adapters.lora.config import Context
+from remerge.adapters.lora.packing import inputs_first, is_expert_major, packing_notes
 from remerge.adapters.lora.products import factor_pair
 from remerge.adapters.lora.residual import refuse_residual
 from remerge.adapters.regions import Layer
@@ -28,13 +30,17 @@ _MAX_WRAPPERS = 8
 
 @dataclass(frozen=True)
 class _Stack:
-    """A trained parameter: its experts (1 for a matrix) and their layer's orientation."""
+    """A trained parameter: its experts (1 for a matrix) and their layer's orientation.
+
+    ``transposed``: matrices are stored (in, out); ``expert_major``: columns of B lie by expert.
+    """
 
     parameter: str
     experts: int
     outputs: int
     inputs: int
     transposed: bool
+    expert_major: bool = False
 
 
 def parameter_edits(context: Context, wrappers: Sequence[Parts], layer: Layer) -> list[Edit]:
@@ -45,11 +51,8 @@ def parameter_edits(context: Context, wrappers: Sequence[Parts], layer: Layer) -
     """
     module = wrappers[0].module
     _refuse_variants(context, module, layer)
-    stacks = [
-        stack
-        for name in targets(context, module)
-        if (stack := _stack(context, module, name, layer)) is not None
-    ]
+    turned = inputs_first(context.adapter.config, layer.transposed)
+    stacks = _stacks(context, module, turned)
     if not stacks:
         for parts in wrappers:
             context.misfits.add(
@@ -61,7 +64,10 @@ def parameter_edits(context: Context, wrappers: Sequence[Parts], layer: Layer) -
     pairs = _pairs(context, wrappers)
     if pairs is None:
         return []
-    matched = _match(context, pairs, stacks)
+    # Where the shapes tell the orientation they count for more than the version of PEFT.
+    matched = _match(context, pairs, stacks) or _match(
+        context, pairs, _stacks(context, module, not turned)
+    )
     if matched is None:
         _explain(context, wrappers, stacks)
         return []
@@ -84,7 +90,27 @@ def targets(context: Context, module: str) -> list[str]:
     return list(found)
 
 
-def _stack(context: Context, module: str, name: str, layer: Layer) -> _Stack | None:
+def stack_notes(context: Context, layers: Sequence[Parts]) -> list[str]:
+    """What had to be assumed of the stacks that the adapter trains."""
+    packed: list[str] = []
+    square: list[str] = []
+    for module in dict.fromkeys(parts.module for parts in layers):
+        stacks = [s for s in _stacks(context, module, False) if s.experts > 1]
+        # With rank 1 either packing is the same.
+        packed += [s.parameter for s in stacks if context.config.rank(s.parameter) > 1]
+        if all(stack.inputs == stack.outputs for stack in stacks):
+            square += [stack.parameter for stack in stacks]
+    model_type = context.base.config.get("model_type")
+    return packing_notes(context.adapter.config, model_type, packed, square)
+
+
+def _stacks(context: Context, module: str, turned: bool) -> list[_Stack]:
+    """The module's trained parameters; ``turned``: stacks are (E, in, out)."""
+    found = (_stack(context, module, name, turned) for name in targets(context, module))
+    return [stack for stack in found if stack is not None]
+
+
+def _stack(context: Context, module: str, name: str, turned: bool) -> _Stack | None:
     parameter = f"{module}.{name}"
     shape = context.shape(parameter)
     if shape is None or len(shape) not in (2, 3):
@@ -92,9 +118,10 @@ def _stack(context: Context, module: str, name: str, layer: Layer) -> _Stack | N
     if len(shape) == 2:
         return _Stack(parameter, 1, shape[0], shape[1], False)
     experts, first, second = shape
-    if layer.transposed:
-        return _Stack(parameter, experts, second, first, True)
-    return _Stack(parameter, experts, first, second, False)
+    outputs, inputs = (second, first) if turned else (first, second)
+    model_type = context.base.config.get("model_type")
+    by_expert = is_expert_major(context.adapter.config, model_type, parameter)
+    return _Stack(parameter, experts, outputs, inputs, turned, by_expert)
 
 
 def _pairs(context: Context, wrappers: Sequence[Parts]) -> list[tuple[str, str]] | None:
@@ -184,7 +211,10 @@ def _expert(
         return context.adapter.read_rows(a, range(expert * rank, (expert + 1) * rank))
 
     def columns_of_b() -> torch.Tensor:
-        return context.recent(b).reshape(stack.outputs, rank, count)[:, :, expert]
+        columns = context.recent(b)
+        if stack.expert_major:
+            return columns[:, expert * rank : (expert + 1) * rank]
+        return columns.reshape(stack.outputs, rank, count)[:, :, expert]
 
     if stack.transposed:
         return (

@@ -5,6 +5,7 @@ from __future__ import annotations
 from remerge.adapters.facts import AdapterFacts, FactorShapes
 from remerge.adapters.keys import Keys, Parts
 from remerge.adapters.lora.config import Context, LoraConfig
+from remerge.adapters.lora.experts import stack_notes
 from remerge.adapters.lora.keys import layer_key
 from remerge.adapters.lora.layers import layer_edits
 from remerge.adapters.lora.refusals import refuse_variants
@@ -43,7 +44,7 @@ def _notes(context: Context, keys: Keys) -> list[str]:
             "The change of MultiheadAttention's output projection is added twice, as PEFT does in "
             "training and in merging."
         )
-    return notes
+    return notes + stack_notes(context, keys.layers)
 
 
 LORA = Tuner(
