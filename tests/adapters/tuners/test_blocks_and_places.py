@@ -31,7 +31,9 @@ CONV1D_LINEAR = ("gpt2", ["c_attn", "c_proj"])
 
 def check(both: Both, out: Path) -> None:
     assert_same(both)
-    assert_independent(both, out)
+    # Memory and rows have nothing to do with the dtype: once is enough.
+    if all(value.dtype != torch.bfloat16 for value in both.ours.values()):
+        assert_independent(both, out)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

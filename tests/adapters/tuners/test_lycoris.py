@@ -37,7 +37,8 @@ def test_loha(
     config = LoHaConfig(r=3, alpha=5, target_modules=targets, use_effective_conv2d=effective)
     both = merge_both(config, kind, tmp_path, dtype)
     assert_same(both)
-    assert_independent(both, tmp_path)
+    if dtype == torch.float32:
+        assert_independent(both, tmp_path)
 
 
 # A rank that factors the right side, and one that leaves it whole.

@@ -33,7 +33,9 @@ CONV = ["layer.0.convolution", "shortcut.convolution"]
 
 def check(both: Both, out: Path) -> None:
     assert_same(both)
-    assert_independent(both, out)
+    # Memory and rows have nothing to do with the dtype: once is enough.
+    if all(value.dtype != torch.bfloat16 for value in both.ours.values()):
+        assert_independent(both, out)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -47,7 +47,8 @@ def test_ia3(
     config = IA3Config(target_modules=named, feedforward_modules=forward)
     both = merge_both(config, kind, tmp_path, dtype)
     assert_same(both)
-    assert_independent(both, tmp_path)
+    if dtype == torch.float32:
+        assert_independent(both, tmp_path)
 
 
 def test_ia3_of_a_square_layer_without_feedforward_modules(tmp_path: Path) -> None:
@@ -84,7 +85,8 @@ def test_ln_tuning(kind: str, targets: list[str], dtype: torch.dtype, tmp_path: 
 def test_trainable_tokens(kind: str, dtype: torch.dtype, tmp_path: Path) -> None:
     both = merge_both(TOKENS, kind, tmp_path, dtype)
     assert_same(both)
-    assert_independent(both, tmp_path)
+    if dtype == torch.float32:
+        assert_independent(both, tmp_path)
     (name,) = both.changed
     rows = (both.ours[name] != both.base[name]).any(1).nonzero().flatten().tolist()
     assert rows == [3, 7, 49]
