@@ -9,6 +9,7 @@ import pytest
 import torch
 from peft import RandLoraConfig, VBLoRAConfig
 
+import remerge
 from tests.adapters.tuners.against_peft import (
     Tensors,
     assert_independent,
@@ -50,12 +51,54 @@ def _name_before_topk(tensors: Tensors) -> Tensors:
     return {name.replace("_topk", ".default_topk"): value for name, value in tensors.items()}
 
 
-def test_vblora_on_transposed_layers(tmp_path: Path) -> None:
+@pytest.mark.parametrize("top", [True, False])
+def test_vblora_on_transposed_layers(top: bool, tmp_path: Path) -> None:
     asked = VBLoRAConfig(
-        r=3, num_vectors=9, vector_length=8, target_modules=["c_attn", "c_proj"], topk=1
+        r=3,
+        num_vectors=9,
+        vector_length=8,
+        topk=1,
+        target_modules=["c_attn", "c_proj"],
+        save_only_topk_weights=top,
     )
-    asked.save_only_topk_weights = False
     assert_same(merge_both(asked, "gpt2", tmp_path))
+
+
+Q = "base_model.model.model.layers.0.self_attn.q_proj."
+
+
+@pytest.mark.parametrize(
+    ("part", "change"),
+    [
+        ("vblora_logits_A_topk_indices", lambda value: value + 250),
+        ("vblora_logits_A_topk_indices", lambda value: value.float()),
+        ("vblora_logits_A_topk_indices", lambda value: value[:-1]),
+        ("vblora_logits_B_topk_weights", lambda value: value[:-1]),
+        ("vblora_logits_B_topk_weights", None),
+    ],
+)
+def test_vblora_misfits(part: str, change: Any, tmp_path: Path) -> None:
+    asked = VBLoRAConfig(
+        r=3, num_vectors=9, vector_length=4, target_modules=LAYERS, save_only_topk_weights=True
+    )
+    both = merge_both(asked, "llama", tmp_path)
+    if change is None:
+        edit(both.adapter_path, lambda held: {n: v for n, v in held.items() if n != Q + part})
+    else:
+        edit(both.adapter_path, lambda held: held | {Q + part: change(held[Q + part])})
+    with pytest.raises(remerge.BadInput, match=part):
+        our_merged(both.base_path, both.adapter_path, tmp_path / "bad")
+    assert not (tmp_path / "bad").exists()
+
+
+@pytest.mark.parametrize("part", ["lambda", "gamma", "A"])
+def test_randlora_misfits(part: str, tmp_path: Path) -> None:
+    both = merge_both(RandLoraConfig(r=7, target_modules=LAYERS), "llama", tmp_path, noise=0.03)
+    key = "base_model.randlora_A" if part == "A" else f"{Q}randlora_{part}"
+    edit(both.adapter_path, lambda held: held | {key: held[key][:-1]})
+    with pytest.raises(remerge.BadInput, match=f"randlora_{part}"):
+        our_merged(both.base_path, both.adapter_path, tmp_path / "bad")
+    assert not (tmp_path / "bad").exists()
 
 
 RANDOM: list[dict[str, Any]] = [

@@ -105,6 +105,14 @@ def test_a_selection_that_cannot_be_told(change: dict[str, Any], tmp_path: Path)
         our_merged(both.base_path, both.adapter_path, tmp_path / "bad")
 
 
+@pytest.mark.parametrize("change", [{"r": 2**20}, {"proj_seed": -1}, {"theta_d_length": 0}])
+def test_absurd_numbers(change: dict[str, Any], tmp_path: Path) -> None:
+    both = merge_both(UniLoraConfig(r=3, target_modules=LAYERS), "llama", tmp_path)
+    edit(both.adapter_path, **change)
+    with pytest.raises(remerge.RemergeError):
+        our_merged(both.base_path, both.adapter_path, tmp_path / "bad")
+
+
 def test_a_model_that_nobody_knows(tmp_path: Path) -> None:
     asked = TinyLoraConfig(r=3, u=5, target_modules=LAYERS)
     both = merge_both(asked, "llama", tmp_path)

@@ -65,14 +65,14 @@ class Network:
     def prepare(self, base: BaseMatrix, load: Load) -> dict[str, torch.Tensor]:
         """``h(A W) (r, in)``."""
         act = _activation(self.activation)
-        hidden = act(projected(base, load(self.down).T).T)
+        hidden = act(projected(base, load(self.down).T).T.cpu())
         kept: list[torch.Tensor] = []
         for layer in self.encoders:
             kept.append(hidden)
-            hidden = act(hidden @ load(layer).T)
+            hidden = act(hidden @ load(layer).cpu().T)
         for layer in self.decoders:
-            hidden = act(hidden @ load(layer).T) + kept.pop()
-        return {"hidden": hidden.T.contiguous().cpu()}
+            hidden = act(hidden @ load(layer).cpu().T) + kept.pop()
+        return {"hidden": hidden.T.contiguous()}
 
     def change(
         self, block: torch.Tensor, rows: Index, cols: Index, load: Load, prepared: Prepared

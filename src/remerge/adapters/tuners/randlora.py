@@ -24,7 +24,7 @@ from remerge.adapters.regions import Index
 from remerge.adapters.tuner import Tuner
 from remerge.adapters.tuners.dense import Dense, dense_layer, has_shape, part_keys
 from remerge.adapters.tuners.places import Seed
-from remerge.adapters.tuners.shared import held, largest, projection, split_shared
+from remerge.adapters.tuners.shared import check_drawn, held, largest, projection, split_shared
 
 # How many of the terms are summed at a time: their factors never exist whole.
 _TERMS = 512
@@ -130,6 +130,7 @@ def _pair(
         if a is None or b is None:
             return None
         return made((config.r, least), a), made((most, bases * config.r), b)
+    check_drawn("RandLoRA", math.prod(shape_a) + math.prod(shape_b))
     keep = held(context, layers[0].weight)
 
     @cache

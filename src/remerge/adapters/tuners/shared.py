@@ -9,7 +9,10 @@ import torch
 from remerge.adapters.edits import Context
 from remerge.adapters.keys import Parts
 from remerge.adapters.tuners.dense import Dense, has_kind
+from remerge.errors import Unsupported
 from remerge.sources.dtypes import torch_dtype
+
+_MOST_DRAWN = 2**28
 
 
 def split_shared(layers: Sequence[Parts]) -> tuple[dict[str, str], list[Parts]]:
@@ -45,6 +48,16 @@ def projection(
     if not has_kind(context, name, integers=False):
         return None
     return lambda: context.recent(name)
+
+
+def check_drawn(what: str, numbers: int) -> None:
+    """Raise `Unsupported` for a seeded draw of more numbers than a merge holds in memory."""
+    if numbers > _MOST_DRAWN:
+        raise Unsupported(
+            f"{what} asks for {numbers} random numbers to be drawn again.",
+            why=f"They must be in memory together, and over {_MOST_DRAWN} are no adapter's.",
+            hint="Check the ranks in adapter_config.json, or save the adapter with what was drawn.",
+        )
 
 
 def held(context: Context, weight: str) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Annotated
 
 import torch
@@ -20,7 +21,7 @@ from remerge.adapters.factors import made, matrix
 from remerge.adapters.keys import Parts
 from remerge.adapters.tuner import Tuner
 from remerge.adapters.tuners.dense import has_kind
-from remerge.adapters.tuners.shared import held, projection, split_shared
+from remerge.adapters.tuners.shared import check_drawn, held, projection, split_shared
 from remerge.adapters.tuners.targets import in_order
 from remerge.adapters.tuners.weights import Weight, fits, weight_of
 
@@ -99,10 +100,13 @@ def _edit(
     fit = [fits(context, n, s, weight) and has_kind(context, n, False) for n, s in shapes.items()]
     if not all(fit):
         return []
-    drawn = _projections(context, weight, place, rank)
+    if len(names) > 2:
+        read = partial(context.adapter.read, names[2])
+    else:
+        read = _projections(context, weight, place, rank)
 
     def weighed() -> torch.Tensor:
-        fixed = context.adapter.read(names[2]) if len(names) > 2 else drawn()
+        fixed = read()
         middle = torch.einsum("i,ijk->jk", numbers().to(torch.float64), fixed.to(torch.float64))
         return context.adapter.read(b).to(torch.float64) @ middle
 
@@ -114,6 +118,7 @@ def _projections(
     context: Context, weight: Weight, place: int, rank: int
 ) -> Callable[[], torch.Tensor]:
     """P ``(u, r, r)`` as PEFT draws it (_init_projection), rounded as PEFT holds it."""
+    check_drawn(weight.module, context.config.u * rank * rank)
     keep = held(context, weight.parameter)
 
     def draw() -> torch.Tensor:

@@ -22,7 +22,7 @@ from remerge.adapters.factors import made
 from remerge.adapters.keys import Keys, Parts
 from remerge.adapters.tuner import Tuner
 from remerge.adapters.tuners.dense import Dense, dense_layer, has_kind, have_shapes, part_keys
-from remerge.adapters.tuners.shared import held, projection, split_shared
+from remerge.adapters.tuners.shared import check_drawn, held, projection, split_shared
 from remerge.adapters.tuners.targets import TargetConfig, targets
 from remerge.errors import BadInput
 
@@ -97,6 +97,8 @@ def _dealt(context: Context, theta: Callable[[], torch.Tensor], tensor: str) -> 
         if dense is not None:
             found.append(dense)
     ends = np.cumsum([size for dense in found for size in _sizes(context, dense)]).tolist()
+
+    check_drawn("Uni-LoRA", ends[-1])
 
     @cache
     def deal() -> tuple[torch.Tensor, torch.Tensor]:

@@ -143,4 +143,5 @@ def _pieces(
     return from_top
 
 
-VBLORA = Tuner("vblora", VBLoRAConfig, _layer_key, _edits)
+# With topk 1 the weights that are saved are none: all but the last.
+VBLORA = Tuner("vblora", VBLoRAConfig, _layer_key, _edits, keeps_nothing=True)

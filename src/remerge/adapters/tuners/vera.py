@@ -21,7 +21,7 @@ from remerge.adapters.keys import Parts
 from remerge.adapters.tuner import Tuner
 from remerge.adapters.tuners.dense import Dense, dense_layer, has_shape, part_keys
 from remerge.adapters.tuners.places import Seed
-from remerge.adapters.tuners.shared import held, largest, projection, split_shared
+from remerge.adapters.tuners.shared import check_drawn, held, largest, projection, split_shared
 
 
 class VeraConfig(PeftConfig):
@@ -91,6 +91,7 @@ def _pair(
     outputs, inputs = largest(layers)
     rank, config = context.config.r, context.config
     if not shared and not config.save_projection:
+        check_drawn("VeRA", rank * (halves * inputs + outputs))
         drawn, keep = (
             cache(lambda: _drawn(config, outputs, inputs, halves)),
             held(context, layers[0].weight),
