@@ -111,6 +111,25 @@ def test_ragged_blocks(shape: tuple[int, int], tmp_path: Path) -> None:
     assert checks.same(found["scales"], wanted_scales)
 
 
+def test_ragged_blocks_of_experts_start_anew_with_each(tmp_path: Path) -> None:
+    merged = random(3, 5, 7)
+    tensors = {
+        "a.weight": merged.to(torch.float8_e4m3fn),
+        "a.weight_scale_inv": torch.rand(3, 2, 2),
+    }
+    codecs, reader = checks.stored(tmp_path, tensors, config([4, 4]))
+    oracle = FP8BlockDequantizer(targets=["re:.*"], weight_block_size=(4, 4), dtype=torch.bfloat16)
+    experts = zip(tensors["a.weight"], tensors["a.weight_scale_inv"], strict=True)
+    wanted = torch.stack([oracle._create_dequantized_weight(*expert) for expert in experts])
+    assert checks.same(checks.whole(codecs["a.weight"], reader), wanted)
+    checks.check_ranges(codecs["a.weight"], reader)
+    found = checks.encoded(codecs["a.weight"], merged)
+    for at, expert in enumerate(merged):
+        codes, scales = quantised(torch.nn.functional.pad(expert, (0, 1, 0, 3)), [4, 4])
+        assert checks.same(found["codes"][at], codes[:5, :7])
+        assert checks.same(found["scales"][at], scales)
+
+
 @pytest.mark.parametrize(
     "scales",
     [

@@ -68,7 +68,8 @@ class Grid:
         spread = numbers if self.block_rows == 1 else numbers[self._positions(first, stop)]
         if self.wide == 1:
             return spread
-        return spread.repeat_interleave(self.block_columns, dim=1)[:, : self.columns]
+        wide = spread.unsqueeze(2).expand(-1, -1, self.block_columns)
+        return wide.flatten(1)[:, : self.columns]
 
     def _positions(self, first: int, stop: int) -> torch.Tensor:
         rows = torch.arange(first, stop)

@@ -83,10 +83,13 @@ class PackedInt:
 
 def unpack(words: torch.Tensor, bits: int) -> torch.Tensor:
     """The signed codes of int32 words (n, m) as int8 (n, codes), those in padding bits too."""
-    codes = words.shape[1] * 32 // bits
-    unsigned = words.to(torch.int64) & 0xFFFFFFFF
-    # A code may reach into the next word; the last one has none.
-    both = unsigned | (torch.nn.functional.pad(unsigned[:, 1:], (0, 1)) << 32)
-    at = torch.arange(codes) * bits
-    found = (both[:, at // 32] >> (at % 32)) & ((1 << bits) - 1)
+    if 32 % bits == 0:
+        shifts = torch.arange(0, 32, bits, dtype=torch.int32)
+        found = ((words.unsqueeze(2) >> shifts) & ((1 << bits) - 1)).flatten(1)
+    else:
+        unsigned = words.to(torch.int64) & 0xFFFFFFFF
+        # A code may reach into the next word; the last one has none.
+        both = unsigned | (torch.nn.functional.pad(unsigned[:, 1:], (0, 1)) << 32)
+        at = torch.arange(words.shape[1] * 32 // bits) * bits
+        found = (both[:, at // 32] >> (at % 32)) & ((1 << bits) - 1)
     return (found - (1 << (bits - 1))).to(torch.int8)
