@@ -324,7 +324,7 @@ def test_an_output_in_the_way_stays(pair: Path, tmp_path: Path):
 def test_a_sketch_over_the_budget_is_refused(
     pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("remerge.merging.comparing.RESIDENT", 2**30 - 2**20)
+    monkeypatch.setattr("remerge.merging.comparing.HELD", 2**30 - 2**20)
     with pytest.raises(UsageError, match="--max-memory 2GiB"):
         remerge.extract(pair / "base", pair / "merged", tmp_path / "out", rank=4)
     assert not list(tmp_path.iterdir())

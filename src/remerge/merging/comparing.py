@@ -6,11 +6,12 @@ memory changes a bit of what comes out; results come in the order of the plan.
 
 from __future__ import annotations
 
+import ctypes
 import math
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from threading import Condition
 
@@ -25,6 +26,11 @@ from remerge.merging.extraction_plan import ExtractionPlan, Parameter
 from remerge.merging.patches import BLOCK, Patch, patches_of, window
 from remerge.sources.checkpoint import StoredTensor
 from remerge.sources.reading import Reader, Source
+
+# What a run holds beside its matrices: transformers and LAPACK come on top of what a merge needs.
+HELD = RESIDENT + 2**25
+# Below this a thread's own share of the memory allocator's slack would not fit.
+_A_THREAD = 2**27
 
 # Told of each parameter done: its name.
 Told = Callable[[Parameter], None]
@@ -78,37 +84,39 @@ class Comparison:
 
     @property
     def room(self) -> int:
-        return self.max_memory - RESIDENT
+        return self.max_memory - HELD
 
     def check_memory(self) -> None:
         """Refuse, before any work, a matrix whose sketch does not fit; raises `UsageError`."""
         for parameter in self.plan.parameters:
             needed = 0 if parameter.form == "whole" else _sketch(parameter, self.wanted.rank)
             if needed > self.room:
-                total = needed + RESIDENT
+                total = needed + HELD
                 raise UsageError(
                     f"{parameter.name} {list(parameter.shape)} needs about "
-                    f"{total / 2**30:.1f} GiB at rank {self.wanted.rank}, over the budget of "
-                    f"{self.max_memory / 2**30:.1f} GiB.",
+                    f"{total / 2**30:.2f} GiB at rank {self.wanted.rank}, over the budget of "
+                    f"{self.max_memory / 2**30:.2f} GiB.",
                     hint=f"Run again with --max-memory {-(-total // 2**30)}GiB, or a lower --rank.",
                 )
 
     def outcomes(self, parameters: Sequence[Parameter], told: Told) -> Iterator[Outcome]:
         """Compare parameters, and decompose the differences of those that can have factors."""
         room = Room(self.room)
+        threads = max(1, min(self.threads, self.room // _A_THREAD))
 
         def job(parameter: Parameter) -> Outcome:
             torch.set_num_threads(1)
             if parameter.form == "whole":
                 with room.taken(min(32 * BLOCK, self.room)):
                     return Outcome(parameter, self._changed(parameter))
+            _give_back()
             sketch = _sketch(parameter, self.wanted.rank)
             held = 4 * math.prod(parameter.view) // parameter.matrices
-            keep = sketch + held <= self.room // self.threads
+            keep = sketch + held <= self.room // threads
             with room.taken(sketch + held if keep else sketch):
                 return self._decomposed(parameter, keep)
 
-        pool = ThreadPoolExecutor(self.threads, thread_name_prefix="extract")
+        pool = ThreadPoolExecutor(threads, thread_name_prefix="extract")
         left = iter(parameters)
         waiting: deque[Future[Outcome]] = deque()
         before = torch.get_num_threads()
@@ -116,7 +124,7 @@ class Comparison:
         try:
             while True:
                 # Results hold factors: no more of them than threads may wait to be taken.
-                while len(waiting) < self.threads + 1 and (parameter := next(left, None)):
+                while len(waiting) < threads + 1 and (parameter := next(left, None)):
                     waiting.append(pool.submit(job, parameter))
                 if not waiting:
                     return
@@ -214,6 +222,12 @@ class Comparison:
         self, name: str, shape: tuple[int, int], patches: Sequence[Patch], keep: bool
     ) -> Difference:
         return Difference(name, self.base, self.merged, shape, patches, keep)
+
+
+def _give_back() -> None:
+    """Return freed memory to the system, which glibc puts off; elsewhere nothing happens."""
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _narrow(found: LowRankFit) -> LowRankFit:

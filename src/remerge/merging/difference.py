@@ -49,6 +49,9 @@ class Difference:
     keep: bool = False
     _kept: list[Block] | None = None
     _equal: bool = field(default=True, init=False)
+    _scratch: torch.Tensor = field(
+        default_factory=lambda: torch.empty(0, dtype=torch.float64), init=False
+    )
 
     def measure(self) -> Extent:
         """The first pass. Raises `BadInput` for a value that is not finite on either side."""
@@ -59,7 +62,8 @@ class Difference:
         held = sum(len(patch.rows) * len(patch.cols) for patch in self.patches)
         room = torch.empty(held if self.keep else 0)
         for block in self._read():
-            squared += float(block.values.to(torch.float64).square().sum())
+            values = self._widened(block.values).flatten()
+            squared += float(values @ values)
             if self.keep:
                 here, room = room[: block.values.numel()], room[block.values.numel() :]
                 here = here.view_as(block.values).copy_(block.values)
@@ -72,7 +76,7 @@ class Difference:
         """``D @ right`` for float64 ``right`` (columns, k)."""
         out = torch.zeros(self.shape[0], right.shape[1], dtype=torch.float64)
         for block in self._blocks():
-            values = block.values.to(torch.float64)
+            values = self._widened(block.values)
             out[block.at_rows] += (values.T if block.transposed else values) @ right[block.at_cols]
         return out
 
@@ -80,9 +84,16 @@ class Difference:
         """``D.T @ left`` for float64 ``left`` (rows, k)."""
         out = torch.zeros(self.shape[1], left.shape[1], dtype=torch.float64)
         for block in self._blocks():
-            values = block.values.to(torch.float64)
+            values = self._widened(block.values)
             out[block.at_cols] += (values if block.transposed else values.T) @ left[block.at_rows]
         return out
+
+    def _widened(self, values: torch.Tensor) -> torch.Tensor:
+        """The values in float64, in memory that the next call uses again: what is allocated and
+        freed for every block, the system does not get back in time."""
+        if self._scratch.numel() < values.numel():
+            self._scratch = torch.empty(values.numel(), dtype=torch.float64)
+        return self._scratch[: values.numel()].view(values.shape).copy_(values)
 
     def _blocks(self) -> Iterator[Block]:
         return self._read() if self._kept is None else iter(self._kept)

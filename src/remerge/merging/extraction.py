@@ -105,7 +105,7 @@ def bytes_needed(shape: tuple[int, int], rank: int) -> int:
     """Peak bytes of `fit`, a kept difference apart: a basis, what it is made from, LAPACK's copy of
     that, and a few blocks."""
     width = min(rank + _OVERSAMPLING, *shape)
-    return 3 * 8 * width * sum(shape) + 40 * BLOCK
+    return 3 * 8 * width * sum(shape) + 30 * BLOCK
 
 
 def _orthonormal(columns: torch.Tensor) -> torch.Tensor:
