@@ -65,7 +65,7 @@ def _edits(context: Context, layers: Sequence[Parts]) -> list[Edit]:
         rows, cols = dense.outputs // size, dense.inputs // size
         if has_shape(context, names[0], (rows, cols, size), dense):
             kernel = matrix(context.adapter, names[0], (rows, dense.inputs))
-            edits.append(Edit(dense.weight, (Circulant(kernel, size),)))
+            edits.append(Edit(dense.parameter, (Circulant(kernel, size),)))
     return edits
 
 

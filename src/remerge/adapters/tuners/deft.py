@@ -102,7 +102,7 @@ def _edit(context: Context, parts: Parts) -> list[Edit]:
     basis = matrix(context.adapter, names[0])
     injection = None if config.para else matrix(context.adapter, names[1])
     step = Injected(basis, injection, config.decomposition_method, scale, dense.transposed)
-    return [Edit(dense.weight, (step,))]
+    return [Edit(dense.parameter, (step,))]
 
 
 def _shapes(adapter: AdapterFacts, parts: Parts) -> FactorShapes:

@@ -67,7 +67,7 @@ def _edit(context: Context, parts: Parts) -> list[Edit]:
 
     left = matrix(context.adapter, names[1])
     step = dense.low_rank(left, made((rank, dense.inputs), right), 1.0)
-    return [Edit(dense.weight, (step,))]
+    return [Edit(dense.parameter, (step,))]
 
 
 def _shapes(adapter: AdapterFacts, parts: Parts) -> FactorShapes:

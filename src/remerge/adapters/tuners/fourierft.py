@@ -94,9 +94,9 @@ def _edits(context: Context, layers: Sequence[Parts]) -> list[Edit]:
         name = spectrum(context, parts, dense, "fourierft_", counts)
         if name is not None:
             values = matrix(context.adapter, name, (context.stored(name)[0], 1))
-            shape, flipped = dense.shape, dense.transposed
+            shape, flipped = dense.view, dense.transposed
             step = Frequencies(values, config.random_loc_seed, shape, config.scaling, flipped)
-            edits.append(Edit(dense.weight, (step,)))
+            edits.append(Edit(dense.parameter, (step,)))
     return edits
 
 

@@ -21,8 +21,9 @@ from remerge.adapters.factors import made, matrix
 from remerge.adapters.keys import Parts
 from remerge.adapters.regions import Index, Region
 from remerge.adapters.tuner import Tuner
-from remerge.adapters.tuners.dense import Dense, dense_layer, have_shapes
+from remerge.adapters.tuners.dense import dense_layer, have_shapes
 from remerge.adapters.tuners.hira import Modulated
+from remerge.adapters.tuners.weights import Weight
 from remerge.errors import Unsupported
 
 _KEY = re.compile(
@@ -92,7 +93,7 @@ def _edits(context: Context, layers: Sequence[Parts]) -> list[Edit]:
     return edits
 
 
-def _edit(context: Context, parts: Parts, dense: Dense) -> list[Edit]:
+def _edit(context: Context, parts: Parts, dense: Weight) -> list[Edit]:
     config, biased = context.config, context.shape(dense.bias) is not None
     forms: dict[str, Form] = dict.fromkeys("AB", config.config_A_B)
     forms |= dict.fromkeys("DE", config.config_D_E if biased else "none")
@@ -104,7 +105,7 @@ def _edit(context: Context, parts: Parts, dense: Dense) -> list[Edit]:
     scale, shift = (_path(context, parts, dense, path, forms[path], size) for path in "AB")
     edits: list[Edit] = []
     if scale is not None and shift is not None:
-        edits.append(Edit(dense.weight, (Modulated(*scale), dense.low_rank(*shift, 1.0))))
+        edits.append(Edit(dense.parameter, (Modulated(*scale), dense.low_rank(*shift, 1.0))))
     column = dense.outputs, 1
     scale, shift = (_path(context, parts, dense, path, forms[path], column) for path in "DE")
     seen = _path(context, parts, dense, "C", forms["C"], (dense.inputs, 1))
@@ -125,7 +126,7 @@ _LEAVES: dict[Form, tuple[str, ...]] = {
 
 
 def _path(
-    context: Context, parts: Parts, dense: Dense, path: str, form: Form, size: tuple[int, int]
+    context: Context, parts: Parts, dense: Weight, path: str, form: Form, size: tuple[int, int]
 ) -> tuple[Factor, Factor] | None:
     """The product ``(rows, r) @ (r, cols)`` that a path stands for; None for none, and with a
     misfit where it does not fit."""
@@ -151,9 +152,9 @@ def _path(
     return made((rows, 1), lambda: number.read().expand(rows, 1)), ones
 
 
-def _region(context: Context, dense: Dense) -> Region:
+def _region(context: Context, dense: Weight) -> Region:
     """Where the layer's weight lies; raises `Unsupported` where it lies in pieces."""
-    regions = context.names.regions(dense.weight)
+    regions = context.names.regions(dense.parameter)
     if len(regions) != 1:
         raise Unsupported(
             f"GLoRA on the bias of {dense.module}, whose weight lies in {len(regions)} tensors.",

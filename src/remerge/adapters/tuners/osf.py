@@ -22,8 +22,9 @@ from remerge.adapters.factors import made, matrix
 from remerge.adapters.keys import Keys, Parts
 from remerge.adapters.regions import Index
 from remerge.adapters.tuner import Tuner
-from remerge.adapters.tuners.dense import Dense, dense_layer, have_shapes
+from remerge.adapters.tuners.dense import dense_layer, have_shapes
 from remerge.adapters.tuners.gathered import svd_bytes, whole
+from remerge.adapters.tuners.weights import Weight
 
 # torch ships no types for it.
 _LINALG: Any = torch.linalg
@@ -84,7 +85,7 @@ def _edits(context: Context, layers: Sequence[Parts]) -> list[Edit]:
     return edits
 
 
-def _edit(context: Context, parts: Parts, dense: Dense) -> list[Edit]:
+def _edit(context: Context, parts: Parts, dense: Weight) -> list[Edit]:
     names = context.all_of(parts, "U_low", "S_low", "V_low", prefix="osf_svd_params.")
     if names is None:
         return []
@@ -95,7 +96,7 @@ def _edit(context: Context, parts: Parts, dense: Dense) -> list[Edit]:
         return []
     basis, values = matrix(context.adapter, names[0]), matrix(context.adapter, names[1], (1, count))
     left = made(basis.shape, lambda: basis.read() * values.read())
-    return [Edit(dense.weight, (Replacement(left, matrix(context.adapter, names[2])),))]
+    return [Edit(dense.parameter, (Replacement(left, matrix(context.adapter, names[2])),))]
 
 
 def _notes(context: Context, keys: Keys) -> list[str]:

@@ -23,8 +23,9 @@ from remerge.adapters.factors import matrix
 from remerge.adapters.keys import Parts
 from remerge.adapters.regions import Index
 from remerge.adapters.tuner import Tuner
-from remerge.adapters.tuners.dense import Dense, dense_layer, have_shapes
+from remerge.adapters.tuners.dense import dense_layer, have_shapes
 from remerge.adapters.tuners.gathered import projected
+from remerge.adapters.tuners.weights import Weight
 from remerge.errors import Unsupported
 
 _KEY = re.compile(
@@ -106,7 +107,7 @@ def _edits(context: Context, layers: Sequence[Parts]) -> list[Edit]:
     return edits
 
 
-def _edit(context: Context, parts: Parts, dense: Dense) -> list[Edit]:
+def _edit(context: Context, parts: Parts, dense: Weight) -> list[Edit]:
     config = context.config
     encoders = [f"encoders.{i}" for i in range(config.depth)]
     decoders = [f"decoders.{i}" for i in range(config.depth)]
@@ -120,7 +121,7 @@ def _edit(context: Context, parts: Parts, dense: Dense) -> list[Edit]:
         return []
     down, up, *inner = (matrix(context.adapter, name) for name in names)
     middle = tuple(inner[: config.depth]), tuple(inner[config.depth :])
-    return [Edit(dense.weight, (Network(down, up, *middle, config.act_fn, config.scaling),))]
+    return [Edit(dense.parameter, (Network(down, up, *middle, config.act_fn, config.scaling),))]
 
 
 def _check(config: PeanutConfig, raw: Mapping[str, Any]) -> None:

@@ -24,9 +24,10 @@ from remerge.adapters.factors import matrix
 from remerge.adapters.keys import Keys, Parts
 from remerge.adapters.regions import Index
 from remerge.adapters.tuner import Tuner
-from remerge.adapters.tuners.dense import Dense, dense_layer, has_shape, have_shapes
+from remerge.adapters.tuners.dense import dense_layer, has_shape, have_shapes
 from remerge.adapters.tuners.gathered import svd_bytes, whole
 from remerge.adapters.tuners.places import Seed
+from remerge.adapters.tuners.weights import Weight
 
 # torch ships no types for it.
 _LINALG: Any = torch.linalg
@@ -162,7 +163,7 @@ def _edits(context: Context, layers: Sequence[Parts]) -> list[Edit]:
     return edits
 
 
-def _edit(context: Context, parts: Parts, dense: Dense) -> list[Edit]:
+def _edit(context: Context, parts: Parts, dense: Weight) -> list[Edit]:
     config, rank = context.config, context.config.r
     scales = [
         part
@@ -188,7 +189,7 @@ def _edit(context: Context, parts: Parts, dense: Dense) -> list[Edit]:
         outer = matrix(context.adapter, found["vector_b"], (rank, 1))
     if "vector_a" in found:
         inner = matrix(context.adapter, found["vector_a"], (1, rank))
-    return [Edit(dense.weight, (Rotation(weight, outer, inner, config),))]
+    return [Edit(dense.parameter, (Rotation(weight, outer, inner, config),))]
 
 
 def _notes(context: Context, keys: Keys) -> list[str]:

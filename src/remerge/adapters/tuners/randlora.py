@@ -22,9 +22,10 @@ from remerge.adapters.factors import made, matrix
 from remerge.adapters.keys import Parts
 from remerge.adapters.regions import Index
 from remerge.adapters.tuner import Tuner
-from remerge.adapters.tuners.dense import Dense, dense_layer, has_shape, part_keys
+from remerge.adapters.tuners.dense import dense_layer, has_shape, part_keys
 from remerge.adapters.tuners.places import Seed
 from remerge.adapters.tuners.shared import check_drawn, held, largest, projection, split_shared
+from remerge.adapters.tuners.weights import Weight
 
 # How many of the terms are summed at a time: their factors never exist whole.
 _TERMS = 512
@@ -99,7 +100,7 @@ def _edits(context: Context, layers: Sequence[Parts]) -> list[Edit]:
     return [edit for parts, dense in layers_found for edit in _edit(context, parts, dense, *pair)]
 
 
-def _edit(context: Context, parts: Parts, dense: Dense, a: Factor, b: Factor) -> list[Edit]:
+def _edit(context: Context, parts: Parts, dense: Weight, a: Factor, b: Factor) -> list[Edit]:
     names = context.all_of(parts, "lambda", "gamma", prefix="randlora_")
     if names is None:
         return []
@@ -112,11 +113,11 @@ def _edit(context: Context, parts: Parts, dense: Dense, a: Factor, b: Factor) ->
     # A' runs along the inputs where they are no more than the outputs.
     flipped = (least != dense.inputs) != dense.transposed
     scale = context.config.randlora_alpha / rank
-    return [Edit(dense.weight, (RandomSum(a, b, weights, gamma, scale, flipped),))]
+    return [Edit(dense.parameter, (RandomSum(a, b, weights, gamma, scale, flipped),))]
 
 
 def _pair(
-    context: Context, shared: Mapping[str, str], layers: Sequence[Dense]
+    context: Context, shared: Mapping[str, str], layers: Sequence[Weight]
 ) -> tuple[Factor, Factor] | None:
     """The shared ``A (r, min)`` and ``B (max, bases * r)`` of the largest layer."""
     if not layers:
@@ -131,7 +132,7 @@ def _pair(
             return None
         return made((config.r, least), a), made((most, bases * config.r), b)
     check_drawn("RandLoRA", math.prod(shape_a) + math.prod(shape_b))
-    keep = held(context, layers[0].weight)
+    keep = held(context, layers[0].parameter)
 
     @cache
     def drawn() -> tuple[torch.Tensor, torch.Tensor]:

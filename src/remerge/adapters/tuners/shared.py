@@ -8,7 +8,8 @@ import torch
 
 from remerge.adapters.edits import Context
 from remerge.adapters.keys import Parts
-from remerge.adapters.tuners.dense import Dense, has_kind
+from remerge.adapters.tuners.dense import has_kind
+from remerge.adapters.tuners.weights import Weight
 from remerge.errors import Unsupported
 from remerge.sources.dtypes import torch_dtype
 
@@ -24,7 +25,7 @@ def split_shared(layers: Sequence[Parts]) -> tuple[dict[str, str], list[Parts]]:
     return shared, [parts for parts in layers if parts.module]
 
 
-def largest(layers: Sequence[Dense]) -> tuple[int, int]:
+def largest(layers: Sequence[Weight]) -> tuple[int, int]:
     """The most outputs and the most inputs of any layer: the size of what they share."""
     outputs = max((layer.outputs for layer in layers), default=0)
     return outputs, max((layer.inputs for layer in layers), default=0)

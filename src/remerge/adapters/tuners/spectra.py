@@ -10,8 +10,9 @@ from pydantic import Field
 
 from remerge.adapters.edits import Context
 from remerge.adapters.keys import Parts
-from remerge.adapters.tuners.dense import Dense, has_kind
+from remerge.adapters.tuners.dense import has_kind
 from remerge.adapters.tuners.places import MOST_PLACES, shuffled
+from remerge.adapters.tuners.weights import Weight
 from remerge.errors import Unsupported
 
 Count = Annotated[int, Field(gt=0, le=2**31)]
@@ -30,7 +31,7 @@ def drawn_places(
 
 
 def spectrum(
-    context: Context, parts: Parts, dense: Dense, prefix: str, counts: Collection[int]
+    context: Context, parts: Parts, dense: Weight, prefix: str, counts: Collection[int]
 ) -> str | None:
     """The name of a layer's coefficients, of which there are one of ``counts`` (any number where
     that is empty); None, with a misfit, where they are missing, too many or too few.

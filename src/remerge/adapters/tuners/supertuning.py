@@ -16,8 +16,9 @@ from remerge.adapters.edits import Edit, Reading
 from remerge.adapters.factors import matrix
 from remerge.adapters.keys import Parts
 from remerge.adapters.tuner import Tuner
-from remerge.adapters.tuners.dense import Dense, dense_layer, has_kind, have_shapes
+from remerge.adapters.tuners.dense import dense_layer, has_kind, have_shapes
 from remerge.adapters.tuners.places import Scattered
+from remerge.adapters.tuners.weights import Weight
 from remerge.errors import BadInput, Unsupported
 
 _KEY = re.compile(
@@ -60,7 +61,7 @@ def _edits(context: Context, layers: Sequence[Parts]) -> list[Edit]:
     return edits
 
 
-def _edit(context: Context, parts: Parts, dense: Dense) -> list[Edit]:
+def _edit(context: Context, parts: Parts, dense: Weight) -> list[Edit]:
     rank, scale = context.config.r, 0.0
     wanted = ("indices", "values") if rank is None else ("indices", "values", "lora_A", "lora_B")
     names = context.all_of(parts, *wanted, prefix="supertuning_")
@@ -82,18 +83,18 @@ def _edit(context: Context, parts: Parts, dense: Dense) -> list[Edit]:
         found = context.adapter.read(indices).to(torch.int64)
         if int(found.min()) < 0 or int(found.max()) >= dense.outputs * dense.inputs:
             raise BadInput(
-                f"The adapter's {indices} names a place outside of {dense.weight}, whose shape is "
-                f"{dense.shape}.",
+                f"The adapter's {indices} names a place outside of {dense.parameter}, of shape "
+                f"{dense.view}.",
                 hint="Give the base that the adapter was trained on.",
             )
         return found
 
     column = matrix(context.adapter, values, (count[0], 1))
-    sparse = Scattered(column, places, dense.shape)
+    sparse = Scattered(column, places, dense.view)
     if rank is None:
-        return [Edit(dense.weight, (sparse,))]
+        return [Edit(dense.parameter, (sparse,))]
     right, left = (matrix(context.adapter, name) for name in names[2:])
-    return [Edit(dense.weight, (sparse, dense.low_rank(left, right, scale)))]
+    return [Edit(dense.parameter, (sparse, dense.low_rank(left, right, scale)))]
 
 
 def _check(config: SupertuningConfig, raw: Mapping[str, Any]) -> None:

@@ -21,9 +21,10 @@ from remerge.adapters.edits import Edit, Reading
 from remerge.adapters.factors import made
 from remerge.adapters.keys import Keys, Parts
 from remerge.adapters.tuner import Tuner
-from remerge.adapters.tuners.dense import Dense, dense_layer, has_kind, have_shapes, part_keys
+from remerge.adapters.tuners.dense import dense_layer, has_kind, have_shapes, part_keys
 from remerge.adapters.tuners.shared import check_drawn, held, projection, split_shared
 from remerge.adapters.tuners.targets import TargetConfig, targets
+from remerge.adapters.tuners.weights import Weight
 from remerge.errors import BadInput
 
 # What numpy's generators take; torch's are not used here.
@@ -86,12 +87,12 @@ def _stored(context: Context, parts: Parts, theta: Callable[[], torch.Tensor]) -
 
     right = factor(shape_a, names[0], names[2])
     left = factor(shape_b, names[1], names[3])
-    return [Edit(dense.weight, (dense.low_rank(left, right, 1.0),))]
+    return [Edit(dense.parameter, (dense.low_rank(left, right, 1.0),))]
 
 
 def _dealt(context: Context, theta: Callable[[], torch.Tensor], tensor: str) -> list[Edit]:
     config = context.config
-    found: list[Dense] = []
+    found: list[Weight] = []
     for module in targets(context, ("Linear", "Conv1D")):
         dense = dense_layer(context, Parts(module, 0, False, {"theta_d": tensor}))
         if dense is not None:
@@ -120,18 +121,18 @@ def _dealt(context: Context, theta: Callable[[], torch.Tensor], tensor: str) -> 
     edits: list[Edit] = []
     for place, dense in enumerate(found):
         shape_a, shape_b = _shapes(context, dense)
-        right = factor(shape_a, ends[2 * place], dense.weight)
-        left = factor(shape_b, ends[2 * place + 1], dense.weight)
-        edits.append(Edit(dense.weight, (dense.low_rank(left, right, 1.0),)))
+        right = factor(shape_a, ends[2 * place], dense.parameter)
+        left = factor(shape_b, ends[2 * place + 1], dense.parameter)
+        edits.append(Edit(dense.parameter, (dense.low_rank(left, right, 1.0),)))
     return edits
 
 
-def _shapes(context: Context, dense: Dense) -> tuple[tuple[int, int], tuple[int, int]]:
+def _shapes(context: Context, dense: Weight) -> tuple[tuple[int, int], tuple[int, int]]:
     """Those of A and B."""
     return (context.config.r, dense.inputs), (dense.outputs, context.config.r)
 
 
-def _sizes(context: Context, dense: Dense) -> tuple[int, int]:
+def _sizes(context: Context, dense: Weight) -> tuple[int, int]:
     return context.config.r * dense.inputs, context.config.r * dense.outputs
 
 

@@ -19,8 +19,9 @@ from remerge.adapters.edits import Edit, Reading
 from remerge.adapters.factors import made
 from remerge.adapters.keys import Parts
 from remerge.adapters.tuner import Tuner
-from remerge.adapters.tuners.dense import Dense, dense_layer, has_kind, has_shape
+from remerge.adapters.tuners.dense import dense_layer, has_kind, has_shape
 from remerge.adapters.tuners.shared import projection, split_shared
+from remerge.adapters.tuners.weights import Weight
 from remerge.errors import BadInput
 
 _INDICES, _WEIGHTS = "_topk_indices", "_topk_weights"
@@ -74,7 +75,7 @@ def _edits(context: Context, layers: Sequence[Parts]) -> list[Edit]:
 
 
 def _edit(
-    context: Context, parts: Parts, dense: Dense, bank: Callable[[], torch.Tensor]
+    context: Context, parts: Parts, dense: Weight, bank: Callable[[], torch.Tensor]
 ) -> list[Edit]:
     rank, length = context.config.r, context.config.vector_length
     if dense.inputs % length or dense.outputs % length:
@@ -96,11 +97,11 @@ def _edit(
 
     right = made((rank, dense.inputs), lambda: vectors(pieces_a))
     left = made((dense.outputs, rank), lambda: vectors(pieces_b).transpose(1, 2))
-    return [Edit(dense.weight, (dense.low_rank(left, right, 1.0),))]
+    return [Edit(dense.parameter, (dense.low_rank(left, right, 1.0),))]
 
 
 def _pieces(
-    context: Context, parts: Parts, dense: Dense, part: str, shape: tuple[int, int]
+    context: Context, parts: Parts, dense: Weight, part: str, shape: tuple[int, int]
 ) -> Callable[[], tuple[torch.Tensor, torch.Tensor]] | None:
     """Reads weights and indices ``(*shape, topk)`` of a factor's pieces."""
     count, topk, read = context.config.num_vectors, context.config.topk, context.adapter.read

@@ -19,9 +19,10 @@ from remerge.adapters.edits import Edit, Reading
 from remerge.adapters.factors import made
 from remerge.adapters.keys import Parts
 from remerge.adapters.tuner import Tuner
-from remerge.adapters.tuners.dense import Dense, dense_layer, has_shape, part_keys
+from remerge.adapters.tuners.dense import dense_layer, has_shape, part_keys
 from remerge.adapters.tuners.places import Seed
 from remerge.adapters.tuners.shared import check_drawn, held, largest, projection, split_shared
+from remerge.adapters.tuners.weights import Weight
 
 
 class VeraConfig(PeftConfig):
@@ -52,7 +53,7 @@ def vera_edits(context: Reading[VeraConfig], layers: Sequence[Parts], halves: in
 
 
 def _edit(
-    context: Reading[VeraConfig], parts: Parts, dense: Dense, pair: _Pair, halves: int
+    context: Reading[VeraConfig], parts: Parts, dense: Weight, pair: _Pair, halves: int
 ) -> list[Edit]:
     names = context.all_of(parts, "lambda_b", "lambda_d")
     if names is None:
@@ -64,7 +65,7 @@ def _edit(
         return []
     left = _scaled(context, (dense.outputs, rank), by_output, pair.b)
     right = _scaled(context, (rank, dense.inputs), by_rank, pair.a)
-    return [Edit(dense.weight, (dense.low_rank(left, right, 1.0),))]
+    return [Edit(dense.parameter, (dense.low_rank(left, right, 1.0),))]
 
 
 def _scaled(
@@ -84,7 +85,7 @@ def _scaled(
 
 
 def _pair(
-    context: Reading[VeraConfig], shared: dict[str, str], layers: Sequence[Dense], halves: int
+    context: Reading[VeraConfig], shared: dict[str, str], layers: Sequence[Weight], halves: int
 ) -> _Pair | None:
     if not layers:
         return None
@@ -94,7 +95,7 @@ def _pair(
         check_drawn("VeRA", rank * (halves * inputs + outputs))
         drawn, keep = (
             cache(lambda: _drawn(config, outputs, inputs, halves)),
-            held(context, layers[0].weight),
+            held(context, layers[0].parameter),
         )
         return _Pair(lambda: keep(drawn()[0]), lambda: keep(drawn()[1]))
     a = projection(context, shared, "A", (halves * rank, inputs))

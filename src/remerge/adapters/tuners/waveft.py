@@ -21,10 +21,11 @@ from remerge.adapters.factors import matrix
 from remerge.adapters.keys import Parts
 from remerge.adapters.regions import Index
 from remerge.adapters.tuner import Tuner
-from remerge.adapters.tuners.dense import Dense, dense_layer, part_keys
+from remerge.adapters.tuners.dense import dense_layer, part_keys
 from remerge.adapters.tuners.places import Scattered, Seed, local
 from remerge.adapters.tuners.spectra import Count, drawn_places, spectrum
 from remerge.adapters.tuners.wavelets import LOW_PASS, synthesis
+from remerge.adapters.tuners.weights import Weight
 from remerge.errors import Unsupported
 
 
@@ -116,12 +117,12 @@ def _edits(context: Context, layers: Sequence[Parts]) -> list[Edit]:
         name = spectrum(context, parts, dense, "waveft_", counts)
         if name is not None:
             values = matrix(context.adapter, name, (context.stored(name)[0], 1))
-            edits.append(Edit(dense.weight, (_step(config, dense, values),)))
+            edits.append(Edit(dense.parameter, (_step(config, dense, values),)))
     return edits
 
 
-def _step(config: WaveFTConfig, dense: Dense, values: Factor) -> Wavelets | Scattered:
-    seed, shape, flipped = config.random_loc_seed, dense.shape, dense.transposed
+def _step(config: WaveFTConfig, dense: Weight, values: Factor) -> Wavelets | Scattered:
+    seed, shape, flipped = config.random_loc_seed, dense.view, dense.transposed
     if config.use_idwt:
         family = config.wavelet_family
         return Wavelets(values, family, seed, shape, config.scaling, flipped)
