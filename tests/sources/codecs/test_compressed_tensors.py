@@ -430,6 +430,30 @@ def test_modules_that_no_group_speaks_of(tmp_path: Path) -> None:
     assert list(codecs) == [f"{NAME}.weight"]
 
 
+def test_of_several_expressions_the_first_by_name_counts_as_in_the_library(tmp_path: Path) -> None:
+    four, shape = SCHEMES["int4 channel"]
+    eight, _ = SCHEMES["packed int8 asym"]
+    four = four.model_copy(update={"targets": ["Linear", "re:.*up_proj"]})
+    eight = eight.model_copy(update={"targets": ["re:.*mlp.*"]})
+    state = quantised(random(*shape), eight)
+    codecs, reader = checks.stored(tmp_path, named(state), config_of(four, eight))
+    wanted = compressor(eight).decompress(state, eight)["weight"]
+    assert checks.same(checks.whole(codecs[f"{NAME}.weight"], reader), wanted)
+    # The module's own name goes before both, and an expression matches from the start only.
+    eight = eight.model_copy(update={"targets": [NAME]})
+    four = four.model_copy(update={"targets": ["re:mlp", "re:.*mlp.*"]})
+    codecs, reader = checks.stored(tmp_path, named(state), config_of(four, eight))
+    assert checks.same(checks.whole(codecs[f"{NAME}.weight"], reader), wanted)
+
+
+def test_a_group_may_have_any_name(tmp_path: Path) -> None:
+    config = config_of(SCHEMES["int4 group asym"][0])
+    groups = config["quantization_config"]["config_groups"]
+    groups["{0.x} {"] = groups.pop("group_0")
+    codecs, _ = checks.stored(tmp_path, named(packed()), config)
+    assert list(codecs) == [f"{NAME}.weight"]
+
+
 def test_embeddings_beside_linear_layers(tmp_path: Path) -> None:
     four, shape = SCHEMES["int4 channel"]
     eight, _ = SCHEMES["packed int8 asym"]

@@ -122,7 +122,7 @@ def _scheme(
     check_dtype(codes, *_FORMATS)
     scheme = schemes.of(module)
     said = scheme.format
-    if said is None and len(set(schemes.targets.values())) == 1:
+    if said is None and len(schemes.all) == 1:
         said = stated.get("format")
     known = {format for formats in _FORMATS.values() for format in formats}
     fits = scheme.kind == ("int" if codes.dtype in ("I32", "I8") else "float")

@@ -52,33 +52,37 @@ class Scheme:
 
 @dataclass(frozen=True)
 class Schemes:
-    """The schemes by target, in the order of config.json."""
+    """The schemes by target: names of modules, regular expressions in the order in which they
+    are tried, and classes. ``all`` holds each scheme once."""
 
-    targets: Mapping[str, Scheme]
+    names: Mapping[str, Scheme]
+    patterns: tuple[tuple[re.Pattern[str], Scheme], ...]
+    classes: Mapping[str, Scheme]
+    all: frozenset[Scheme]
 
     def of(self, module: str) -> Scheme:
         """The scheme of a module by its name: a target that is the name, then the first regular
         expression that matches it, then a class. Raises `BadInput` where no group speaks of it.
         """
-        if module in self.targets:
-            return self.targets[module]
-        for target in sorted(t for t in self.targets if t.startswith("re:")):
-            if re.match(target.removeprefix("re:"), module):
-                return self.targets[target]
+        if module in self.names:
+            return self.names[module]
+        for pattern, scheme in self.patterns:
+            if pattern.match(module):
+                return scheme
         # Names do not tell classes; of several only embeddings and linear layers can be told apart.
-        classes = {t: s for t, s in self.targets.items() if t[:1].isupper()}
-        if len(set(classes.values())) > 1:
+        found = frozenset(self.classes.values())
+        if len(found) > 1:
             wanted = "Embedding" if re.search(r"embed|wte", module) else "Linear"
-            classes = {t: s for t, s in classes.items() if t == wanted}
+            found = frozenset(s for name, s in self.classes.items() if name == wanted)
         # A checkpoint may name its modules in another way than the model that was quantised.
-        found = set(classes.values()) or set(self.targets.values())
+        found = found or self.all
         if len(found) != 1:
             raise BadInput(
                 f"No config group of config.json speaks of the quantised module {module!r}.",
-                why="Groups speak of: " + ", ".join(list(self.targets)[:8]) + ".",
+                why="Its groups name other modules and classes, and it could be of any of them.",
                 hint=_AGAIN,
             )
-        return found.pop()
+        return next(iter(found))
 
 
 def read_schemes(stated: Mapping[str, Any]) -> Schemes:
@@ -103,12 +107,17 @@ def read_schemes(stated: Mapping[str, Any]) -> Schemes:
         scheme = _scheme(label, weights, group.get("format"))
         for target in as_list(group.get("targets")) or []:
             targets[_target(label, target)] = scheme
-    return Schemes(targets)
+    patterns = sorted(target for target in targets if target.startswith("re:"))
+    return Schemes(
+        targets,
+        tuple((re.compile(target.removeprefix("re:")), targets[target]) for target in patterns),
+        {target: scheme for target, scheme in targets.items() if target[:1].isupper()},
+        frozenset(targets.values()),
+    )
 
 
 def _scheme(label: str, weights: dict[str, Any], format: object) -> Scheme:
-    where = f"{{}} of config group {label!r}"
-    bits = whole_number(weights.get("num_bits", 8), where.format("num_bits"))
+    bits = whole_number(weights.get("num_bits", 8), f"num_bits of config group {label!r}")
     kind = str(weights.get("type", "int")).lower()
     group = weights.get("group_size")
     strategy = weights.get("strategy")
@@ -142,7 +151,7 @@ def _scheme(label: str, weights: dict[str, Any], format: object) -> Scheme:
         kind,
         symmetric,
         strategy,
-        whole_number(group, where.format("group_size")) if grouped else None,
+        whole_number(group, f"group_size of config group {label!r}") if grouped else None,
         _block(weights.get("block_structure"), label) if strategy == "block" else None,
         format if isinstance(format, str) else None,
     )
