@@ -229,6 +229,15 @@ def test_blocks_that_are_none_are_refused(block: Any, tmp_path: Path) -> None:
         checks.stored(tmp_path, tensors, config(block))
 
 
+def test_blocks_larger_than_a_matrix_cost_nothing(tmp_path: Path) -> None:
+    merged = random(16, 17)
+    codes, scales = quantised(merged, [16, 17])
+    tensors = {"a.weight": codes, "a.weight_scale_inv": scales}
+    codecs, reader = checks.stored(tmp_path, tensors, config([2**70, 2**70]))
+    assert checks.same(checks.whole(codecs["a.weight"], reader), dequantised(codes, scales))
+    assert checks.same(checks.encoded(codecs["a.weight"], merged)["codes"], codes)
+
+
 def test_a_scale_grid_on_its_side_is_refused_where_transformers_reads_it_wrongly(
     tmp_path: Path,
 ) -> None:

@@ -120,6 +120,15 @@ SCHEMES: dict[str, tuple[QuantizationScheme, tuple[int, ...]]] = {
     "packed int8 group": (scheme_of(num_bits=8, group_size=4), (3, 12)),
     "packed int8 asym": (scheme_of(num_bits=8, strategy="channel", symmetric=False), (9, 11)),
     "packed int4 experts": (scheme_of(num_bits=4, group_size=4), (3, 5, 12)),
+    "packed int4 experts asym": (
+        scheme_of(num_bits=4, group_size=4, symmetric=False),
+        (3, 37, 12),
+    ),
+    "int8 experts of a row": (scheme_of(**INT8, num_bits=8, strategy="channel"), (4, 1, 7)),
+    "float8 in one block": (
+        scheme_of(**FP8, num_bits=8, type="float", strategy="block", block_structure=[16, 32]),
+        (10, 21),
+    ),
     "int8 channel": (scheme_of(**INT8, num_bits=8, strategy="channel"), (7, 11)),
     "int8 channel asym": (
         scheme_of(**INT8, num_bits=8, strategy="channel", symmetric=False),

@@ -171,6 +171,7 @@ def _grid(codes: StoredTensor, scales: StoredTensor, blocks: tuple[int, int] | N
         raise misfit(codes, "two or more dimensions, none of them empty,", "it is a matrix")
     *stack, rows, columns = codes.shape
     high, wide = blocks or (rows, columns)
+    high, wide = min(high, rows), min(wide, columns)
     if scales.shape == (*stack, -(-rows // high), -(-columns // wide)):
         return Grid(rows, columns, high, wide)
     if prod(scales.shape) == 1:

@@ -266,7 +266,7 @@ def _grid(codes: StoredTensor, shape: tuple[int, ...], scheme: Scheme, scale: St
     if scheme.strategy == "channel":
         grid = Grid(rows, columns, 1, columns)
     elif scheme.block is not None:
-        grid = Grid(rows, columns, *scheme.block)
+        grid = Grid(rows, columns, min(scheme.block[0], rows), min(scheme.block[1], columns))
         if stack:
             raise misfit(codes, "two dimensions", "it is quantised in blocks")
     else:
