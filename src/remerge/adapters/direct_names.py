@@ -10,17 +10,20 @@ from remerge.adapters.facts import FactorShapes, TensorFacts, Wanted
 from remerge.adapters.regions import Layer, Region, matrix_view
 from remerge.adapters.source_text import ModelSource, model_source
 
+_KINDS = {2: "Linear", 3: "Conv1d", 4: "Conv2d", 5: "Conv3d"}
+
 
 @dataclass(frozen=True)
 class DirectNames:
-    """`Names` where every parameter is a tensor of the same name and every layer a Linear."""
+    """`Names` where every parameter is a tensor of the same name, and a layer's kind is told by the
+    dimensions of its weight."""
 
     tensors: Mapping[str, TensorFacts]
 
     def layer(self, module: str) -> Layer | None:
         weight = self.tensors.get(f"{module}.weight")
-        if weight is not None and len(weight.shape) == 2:
-            return Layer("Linear")
+        if weight is not None and len(weight.shape) in _KINDS:
+            return Layer(_KINDS[len(weight.shape)])
         return Layer("Module") if any(n.startswith(f"{module}.") for n in self.tensors) else None
 
     def modules(self) -> Sequence[str]:
@@ -34,7 +37,9 @@ class DirectNames:
         shape = self.shape(parameter)
         if shape is None:
             return ()
-        rows, cols = (range(size) for size in matrix_view(shape))
+        layer = self.layer(parameter.rpartition(".")[0])
+        view = matrix_view(shape, "" if layer is None else layer.kind)
+        rows, cols = (range(size) for size in view)
         return (Region(parameter, rows, cols, parameter, rows, cols),)
 
     def tied(self, parameter: str) -> tuple[str, ...]:

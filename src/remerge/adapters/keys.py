@@ -109,7 +109,7 @@ def sort_keys(names: Iterable[str], layer_key: LayerKey) -> Keys:
 
 
 def _sort(sorting: _Sorting, key: str, layer_key: LayerKey) -> None:
-    path = _without_runtime_wrappers(key.removeprefix(PREFIX))
+    path = _without_runtime_wrappers(key).removeprefix(PREFIX)
     if (found := layer_key(path)) is not None:
         module, depth, inner = _unwrapped(found[0])
         sorting.put(sorting.layers.setdefault((module, depth, inner), {}), found[1], key)

@@ -49,6 +49,9 @@ def model_names(
 ) -> Names:
     """Names under the model class that the adapter was trained with, as transformers builds it."""
     wanted = wanted or Wanted({}, {})
+    if "_class_name" in config and "model_type" not in config:
+        # A component of a diffusers pipeline is stored under its own names, nothing tied.
+        return direct_names(tensors)
     # Importing transformers takes seconds, and most merges can do without.
     from remerge.adapters import meta_model, model_names
 

@@ -119,9 +119,7 @@ def _shape(adapter: AdapterFacts, key: str) -> tuple[int, ...]:
     return tuple(adapter.tensors[key].shape)
 
 
-def _check_tensors(
-    adapter: AdapterFacts, keys: Keys, misfits: Misfits, may_be_empty: bool
-) -> None:
+def _check_tensors(adapter: AdapterFacts, keys: Keys, misfits: Misfits, may_be_empty: bool) -> None:
     if not adapter.tensors or not (keys.layers or keys.parameters or keys.tokens):
         raise BadInput(
             f"The adapter {adapter.path} holds no tensor that a merge could use.",

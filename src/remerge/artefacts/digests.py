@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,16 +17,19 @@ def input_digests(plan: Plan) -> dict[str, str]:
     """SHA-256 of every input that a merge key names: as the Hub's cache states it, as it was read
     before, else read now. A merge itself always computes them."""
     found = {f"adapter/{name}": digest for name, digest in plan.adapter.digests().items()}
-    paths = {shard.name: shard.path for shard in plan.base.shards}
-    known = {
-        name: stated_digest(path) or user_index.known_digest(path) for name, path in paths.items()
-    }
-    unknown = [name for name, digest in known.items() if digest is None]
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        digests = dict(zip(unknown, pool.map(file_digest, map(paths.get, unknown)), strict=True))
-    user_index.remember_digests({paths[name]: digest for name, digest in digests.items()})
-    found |= {f"base/{name}": digest or digests[name] for name, digest in known.items()}
+    digests = weight_digests([shard.path for shard in plan.base.shards])
+    found |= {f"base/{shard.name}": digests[shard.path] for shard in plan.base.shards}
     return found | small_digests(plan)
+
+
+def weight_digests(paths: Sequence[Path]) -> dict[Path, str]:
+    """SHA-256 of weight files: as the Hub's cache states it, as it is remembered, else read now."""
+    known = {path: stated_digest(path) or user_index.known_digest(path) for path in paths}
+    unknown = [path for path, digest in known.items() if digest is None]
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        fresh = dict(zip(unknown, pool.map(file_digest, unknown), strict=True))
+    user_index.remember_digests(fresh)
+    return {path: digest or fresh[path] for path, digest in known.items()}
 
 
 def small_digests(plan: Plan) -> dict[str, str]:

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from remerge.artefacts import user_index
-from remerge.artefacts.digests import file_digest
+from remerge.artefacts.digests import weight_digests
 from remerge.artefacts.extraction_manifest import (
     ExtractionManifest,
     ExtractionOptions,
@@ -22,7 +19,9 @@ from remerge.artefacts.extraction_manifest import (
     to_bytes,
 )
 from remerge.artefacts.manifest import MANIFEST, FileRecord, InputRecord
+from remerge.artefacts.recording import file_record, input_name, input_record
 from remerge.errors import BadInput
+from remerge.merging.budget import peak_memory
 from remerge.merging.comparing import Comparison, Outcome
 from remerge.merging.extraction import Wanted, explained, relative_error
 from remerge.merging.extraction_plan import (
@@ -54,12 +53,11 @@ from remerge.outputs.peft_adapter import (
 from remerge.sources.checkpoint import Checkpoint, open_checkpoint
 from remerge.sources.dtypes import itemsize, torch_dtype
 from remerge.sources.reading import Reader
-from remerge.sources.references import Reference, stated_digest
+from remerge.sources.references import Reference
 from remerge.version import __version__
 
 # Told, from any thread: bytes done, bytes in all, the tensor at hand.
 Report = Callable[[int, int, str], None]
-_LARGEST = 8
 
 
 @dataclass(frozen=True)
@@ -104,7 +102,7 @@ def extract(
     check_space(out, 2 * _most_bytes(plan, options))
     state = {"extraction": __version__, "started": started}
     try:
-        digests = _digests([s.path for c in opened for s in c.shards])
+        digests = weight_digests([s.path for c in opened for s in c.shards])
         with workplace(out, state) as place:
             manifest = _write(place, comparison, (base, merged), options, digests, report)
             if any(
@@ -122,7 +120,7 @@ def extract(
         time.time() - started,
         sum(shard.size for checkpoint in opened for shard in checkpoint.shards),
         sum(record.size for record in manifest.outputs),
-        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        peak_memory(),
     )
 
 
@@ -179,7 +177,7 @@ def _write(
         options=options,
         base=_input(references[0], comparison.base.base, digests),
         merged=_input(references[1], comparison.merged.base, digests),
-        outputs=tuple(_file(place.work / name, name) for name in (CONFIG, WEIGHTS)),
+        outputs=tuple(file_record(place.work / name, name) for name in (CONFIG, WEIGHTS)),
         tensors=tuple(records),
         saved_whole=tuple(parameter.name for parameter in whole.parameters),
         left_out=whole.left_out,
@@ -289,16 +287,11 @@ def _stated(plan: ExtractionPlan, base: Reference, whole: Whole) -> dict[str, ob
     biases = any(name.endswith(".bias") for name in whole.loose)
     model_type = str(plan.base.checkpoint.config.get("model_type"))
     return {
-        "base_model_name_or_path": _name(base),
+        "base_model_name_or_path": input_name(base),
         "revision": base.commit,
         "bias": "all" if biases else "none",
         **task_of(model_type, type(plan.base.model)),
     }
-
-
-def _name(reference: Reference) -> str:
-    name = reference.hub_id or reference.path.resolve().name
-    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _input(
@@ -307,24 +300,5 @@ def _input(
     files = [
         FileRecord(name=s.name, size=s.size, sha256=digests[s.path]) for s in checkpoint.shards
     ]
-    files.append(_file(checkpoint.path / "config.json", "config.json"))
-    return InputRecord(
-        name=_name(reference),
-        hub_id=reference.hub_id,
-        commit=reference.commit,
-        files=tuple(files),
-    )
-
-
-def _file(path: Path, name: str) -> FileRecord:
-    return FileRecord(name=name, size=path.stat().st_size, sha256=file_digest(path))
-
-
-def _digests(paths: Sequence[Path]) -> dict[Path, str]:
-    """SHA-256 of the weight files: as the Hub's cache states it, as known, else read now."""
-    known = {path: stated_digest(path) or user_index.known_digest(path) for path in paths}
-    unknown = [path for path, digest in known.items() if digest is None]
-    with ThreadPoolExecutor(min(_LARGEST, os.cpu_count() or 1)) as pool:
-        fresh = dict(zip(unknown, pool.map(file_digest, unknown), strict=True))
-    user_index.remember_digests(fresh)
-    return {path: digest or fresh[path] for path, digest in known.items()}
+    files.append(file_record(checkpoint.path / "config.json", "config.json"))
+    return input_record(reference, files)

@@ -29,7 +29,7 @@ from remerge.artefacts.manifest import (
 from remerge.artefacts.recording import file_record, manifest_of
 from remerge.errors import BadInput
 from remerge.merging import preparations
-from remerge.merging.budget import Resources
+from remerge.merging.budget import Resources, peak_memory
 from remerge.merging.local import derive
 from remerge.merging.merged import MergedCheckpoint
 from remerge.merging.plan import OutputFile, Plan, SideFile, merge_key
@@ -93,7 +93,7 @@ def make(
     done = _already_there(plan, out)
     if done is not None:
         sweep(out)
-        return MergeResult(out, done, time.time() - started, 0, 0, _peak_memory(), (), True)
+        return MergeResult(out, done, time.time() - started, 0, 0, peak_memory(), (), True)
     check_free(out, overwrite=overwrite)
     check_space(out, plan.bytes_to_write)
     state = _state(plan, adapter_digests)
@@ -128,7 +128,7 @@ def make(
     _remember(plan, manifest)
     read = sum(shard.size for shard in plan.base.shards) + plan.adapter.nbytes
     written = sum(record.size for record in records)
-    peak = _peak_memory()
+    peak = peak_memory()
     return MergeResult(out, manifest, seconds, read, written, peak, tuple(sorted(finished)))
 
 
@@ -263,7 +263,7 @@ def _write_provenance(
         "device": str(device),
         "threads": resources.threads,
         "chunk_bytes": resources.chunk,
-        "peak_memory_bytes": _peak_memory(),
+        "peak_memory_bytes": peak_memory(),
     }
     write_durably(place.work / PROVENANCE, (json.dumps(document, indent=2) + "\n").encode())
 
@@ -275,15 +275,3 @@ def _remember(plan: Plan, manifest: Manifest) -> None:
     user_index.remember_location(base, plan.base.path)
     adapter = {record.name: record.sha256 for record in manifest.adapters[0].files}
     user_index.remember_location(adapter, plan.adapter.path)
-
-
-def _peak_memory() -> int:
-    """Peak resident bytes of this process so far."""
-    try:
-        with Path("/proc/self/status").open() as stream:
-            line = next(line for line in stream if line.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024
-    except (OSError, StopIteration):
-        import resource
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -102,8 +102,14 @@ def read_manifest(directory: Path) -> Manifest:
             f"{directory} has no {MANIFEST}.",
             why="It was not made by remerge, or its making never ended.",
         )
+    content = path.read_bytes()
+    if b'"remerge-extraction/' in content:
+        raise BadInput(
+            f"{directory} is an adapter that `remerge extract` found, not a merge.",
+            hint=f"Merge it: remerge merge BASE {directory} -o OUT.",
+        )
     try:
-        return Manifest.model_validate_json(path.read_bytes())
+        return Manifest.model_validate_json(content)
     except ValidationError as error:
         first: Any = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])

@@ -22,6 +22,7 @@ from remerge.version import ALGORITHM, __version__
 
 
 def file_record(path: Path, name: str) -> FileRecord:
+    """A file of this path, under the name that it has in its directory."""
     return FileRecord(name=name, size=path.stat().st_size, sha256=file_digest(path))
 
 
@@ -50,8 +51,8 @@ def manifest_of(
         plan_id=plan.plan_id,
         recipe=plan.recipe,
         reproducible="same-stack" if plan.reproducible == "same-stack" else "everywhere",
-        base=_input_record(inputs.base_reference, base_files),
-        adapters=(_input_record(inputs.adapter_reference, adapter_files),),
+        base=input_record(inputs.base_reference, base_files),
+        adapters=(input_record(inputs.adapter_reference, adapter_files),),
         outputs=tuple(sorted(outputs, key=lambda record: record.name)),
         tensors={
             "touched": len(plan.touched),
@@ -78,9 +79,10 @@ def _retention(plan: Plan, meter: Meter) -> RetentionReport | None:
     )
 
 
-def _input_record(reference: Reference, files: list[FileRecord]) -> InputRecord:
+def input_record(reference: Reference, files: list[FileRecord]) -> InputRecord:
+    """A base or an adapter as manifests name it."""
     return InputRecord(
-        name=reference.hub_id or _printable(reference.path.resolve().name),
+        name=input_name(reference),
         hub_id=reference.hub_id,
         commit=reference.commit,
         subfolder=reference.subfolder,
@@ -88,6 +90,7 @@ def _input_record(reference: Reference, files: list[FileRecord]) -> InputRecord:
     )
 
 
-def _printable(name: str) -> str:
-    """A directory's name as text, whatever bytes it has on disk."""
+def input_name(reference: Reference) -> str:
+    """The Hub's id, else the directory's name as text, whatever bytes it has on disk."""
+    name = reference.hub_id or reference.path.resolve().name
     return name.encode("utf-8", "backslashreplace").decode()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 DEFAULT = 2**30
 SMALLEST = 2**29
@@ -43,3 +44,15 @@ def forecast(max_memory: int, threads: int | None, *, quantised: bool) -> int:
     resources = Resources.of(max_memory, threads, quantised=quantised)
     room = resources.chunk + (_CODES if quantised else 0)
     return RESIDENT + resources.threads * room
+
+
+def peak_memory() -> int:
+    """Peak resident bytes of this process so far."""
+    try:
+        with Path("/proc/self/status").open() as stream:
+            line = next(line for line in stream if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+    except (OSError, StopIteration):
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -8,13 +8,11 @@ from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from remerge.adapters.lora.packing import ExpertPacking
 from remerge.errors import UsageError
 from remerge.sources.dtypes import NAMED
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-
-
-Packing = Literal["auto", "rank-major", "expert-major"]
 
 
 class Recipe(BaseModel):
@@ -35,7 +33,7 @@ class Recipe(BaseModel):
     base_precision: Literal["stored", "dequantized", "original"] = "stored"
     simulate: Literal["nf4"] | None = None
     requantize: Literal["same"] | None = None
-    expert_packing: Packing = "auto"
+    expert_packing: ExpertPacking = "auto"
     max_shard_size: int | None = Field(default=None, gt=0)
     tokenizer: Literal["auto", "base", "adapter"] = "auto"
     copy_code: bool = False
@@ -56,7 +54,7 @@ def make_recipe(
     _choose("--tokenizer", tokenizer, ("auto", "base", "adapter"))
     _choose("--simulate", simulate, (None, "nf4"))
     _choose("--requantize", requantize, (None, "same"))
-    _choose("--expert-packing", expert_packing, get_args(Packing))
+    _choose("--expert-packing", expert_packing, get_args(ExpertPacking))
     if requantize is not None and (dtype != "keep" or keep_float32 or simulate is not None):
         raise UsageError(
             "--requantize writes the base's own format, whose dtypes are fixed.",

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from remerge.adapters.adapter import Adapter, check_finite, open_adapter
+from remerge.adapters.lora.packing import stating
 from remerge.errors import BadInput, UsageError
 from remerge.merging.opening import hint_of, plan_tensors, read_changes
 from remerge.merging.plan import Plan, SideFile
@@ -147,6 +148,7 @@ def make_plan(inputs: Inputs, recipe: Recipe, max_memory: int) -> Plan:
     base = inputs.base
     readable = decoded(base)
     adapter = inputs.adapter.for_base(readable)
+    adapter = replace(adapter, config=stating(adapter.config, recipe.expert_packing))
     recipe = recipe.model_copy(update={"base_precision": _precision(inputs, readable)})
     if recipe.requantize is not None and not readable.codecs:
         raise UsageError(

@@ -9,7 +9,7 @@ from typing import Any
 
 from remerge.merging.plan import OutputFile, Piece
 from remerge.merging.tensor_plan import TensorPlan
-from remerge.sources.checkpoint import INDEX, SINGLE, Checkpoint, Shard, StoredTensor
+from remerge.sources.checkpoint import COMPONENT, INDEX, SINGLE, Checkpoint, Shard, StoredTensor
 from remerge.sources.documents import as_object, read_json_object
 from remerge.sources.dtypes import BITS
 from remerge.sources.header import Header, build_header
@@ -48,11 +48,13 @@ def index_document(base: Checkpoint, files: Sequence[OutputFile]) -> tuple[str, 
     """Name and content of the index; None where a single file needs none."""
     if len(files) == 1 and base.index is None:
         return None
-    if len(files) == 1 and files[0].name == SINGLE:
+    if len(files) == 1 and files[0].name in (SINGLE, COMPONENT):
         return None
     weight_map = {piece.plan.name: file.name for file in files for piece in file.pieces}
     total = sum(piece.stop - piece.start for file in files for piece in file.pieces)
     name = INDEX
+    if base.index is not None and base.index.endswith(".safetensors.index.json"):
+        name = base.index
     document: dict[str, Any] = {"metadata": {}, "weight_map": {}}
     if base.index is not None:
         document = read_json_object(base.path / base.index)
@@ -109,9 +111,11 @@ def _resharded(
         groups[-1].append(plan)
         used += nbytes
     metadata = base.shards[0].header.metadata
+    single = COMPONENT if base.shards[0].name.startswith(COMPONENT.split(".")[0]) else SINGLE
     if len(groups) == 1:
-        return (_file(SINGLE, groups[0], metadata, None),)
+        return (_file(single, groups[0], metadata, None),)
+    stem = single.removesuffix(".safetensors")
     return tuple(
-        _file(f"model-{n:05d}-of-{len(groups):05d}.safetensors", group, metadata, None)
+        _file(f"{stem}-{n:05d}-of-{len(groups):05d}.safetensors", group, metadata, None)
         for n, group in enumerate(groups, 1)
     )

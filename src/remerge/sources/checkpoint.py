@@ -18,6 +18,9 @@ from remerge.sources.pickled import PickledFile, open_pickled
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+# A component of a diffusers pipeline.
+_COMPONENT_INDEX = "diffusion_pytorch_model.safetensors.index.json"
+COMPONENT = "diffusion_pytorch_model.safetensors"
 _PICKLED = "pytorch_model.bin"
 _PICKLED_INDEX = "pytorch_model.bin.index.json"
 
@@ -111,11 +114,14 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 def _shard_names(path: Path) -> tuple[str | None, list[str], dict[str, str] | None]:
     """The weight files as transformers finds them: the single file, else the index."""
-    if os.path.lexists(path / SINGLE):
-        return None, [SINGLE], None
+    for single in (SINGLE, COMPONENT):
+        if os.path.lexists(path / single):
+            return None, [single], None
     found = sorted(p.name for p in path.iterdir() if p.suffix == ".safetensors")
     index = INDEX
-    if not (path / INDEX).exists():
+    if not (path / INDEX).exists() and (path / _COMPONENT_INDEX).exists():
+        index = _COMPONENT_INDEX
+    elif not (path / INDEX).exists():
         if len(found) == 1:
             return None, found, None
         if not found and os.path.lexists(path / _PICKLED):

@@ -78,6 +78,12 @@ def base_files(files: Listing, *, copy_code: bool) -> list[str]:
     return [*weights, *modules, *(n for n in side if n not in weights and not _elsewhere(n))]
 
 
+# What mlx-lm, torchtune and trainers of image models call their weights.
+_OTHER_TRAINERS = re.compile(
+    r"adapters\.safetensors|adapter_(model|\d+)\.(pt|safetensors)|(?!adapter_).*\.safetensors"
+)
+
+
 def adapter_files(names: Sequence[str], folder: str) -> list[str]:
     """The files of the adapter in `folder` ("" for the root), and none below it."""
     here = [n for n in names if str(PurePosixPath(n).parent) == (folder or ".")]
@@ -87,6 +93,7 @@ def adapter_files(names: Sequence[str], folder: str) -> list[str]:
         weights = [n for n in here if re.fullmatch(r"adapter_model.*\.bin", base[n])]
     # LLaVA's training leaves more weights beside the adapter; they must be seen to be refused.
     weights += [n for n in here if base[n] == "non_lora_trainables.bin"]
+    weights += [n for n in here if n not in weights and _OTHER_TRAINERS.fullmatch(base[n])]
     return [*weights, *(n for n in here if _is_side(n))]
 
 

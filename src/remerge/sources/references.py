@@ -69,7 +69,9 @@ def resolve(
         listing = hub.listing(spec.repo_id, spec.revision, progress=progress)
         subfolder = ""
         if kind == "adapter":
-            subfolder = _choose_adapter(_adapter_folders(listing.names), spec.subfolder, spec.text)
+            folders = _adapter_folders(listing.names)
+            if folders or not _holds_bare_weights(listing.names):
+                subfolder = _choose_adapter(folders, spec.subfolder, spec.text)
             wanted = hub.adapter_files(listing.names, subfolder)
         else:
             wanted = hub.base_files(listing, copy_code=copy_code)
@@ -108,7 +110,10 @@ def _local(text: str, kind: Kind) -> Reference | None:
         raise _not_a_directory(path, kind)
     if kind == "base":
         return Reference(path)
-    subfolder = _choose_adapter(_adapter_folders(_adapter_configs(path, name)), name, str(path))
+    folders = _adapter_folders(_adapter_configs(path, name))
+    if not folders and _holds_bare_weights([entry.name for entry in path.iterdir()]):
+        return Reference(path)
+    subfolder = _choose_adapter(folders, name, str(path))
     return Reference(path / subfolder, subfolder=subfolder or None)
 
 
@@ -156,6 +161,14 @@ def _adapter_folders(names: Sequence[str]) -> list[str]:
     """The folders among these relative paths that hold an adapter; "" is the root."""
     folders = [n.removesuffix(ADAPTER_CONFIG).rstrip("/") for n in names if _is_config(n)]
     return sorted(folder for folder in folders if not folder or _is_plain(folder))
+
+
+def _holds_bare_weights(names: Sequence[str]) -> bool:
+    """Whether these files are an adapter without a configuration: trainers of image models write
+    the weights alone."""
+    beside = {"config.json", "model_index.json", "model.safetensors.index.json"}
+    weights = any(name.endswith(".safetensors") and "/" not in name for name in names)
+    return weights and beside.isdisjoint(names)
 
 
 def _is_config(name: str) -> bool:
