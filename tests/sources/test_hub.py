@@ -95,6 +95,19 @@ def test_revisions(hub, tmp_path):
 ADAPTER = ["adapter_config.json", "adapter_model.safetensors"]
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["adapter_config.json", "adapters.safetensors"],
+        ["adapter_config.json", "adapter_0.pt"],
+        ["pytorch_lora_weights.safetensors"],
+    ],
+)
+def test_adapters_of_other_trainers_come_too(hub, tmp_path, names: list[str]):
+    hub.add("org/lora", write(tmp_path / "src", *names, "README.md"))
+    assert fetched(resolve("org/lora", "adapter")) == {*names, "README.md"}
+
+
 def test_an_adapter_comes_without_its_neighbours(hub, tmp_path):
     names = [*ADAPTER, "tokenizer.json", "chat_template.jinja", "README.md"]
     more = ["adapter_model.bin", "optimizer.pt", "model.safetensors", "sql/adapter_config.json"]

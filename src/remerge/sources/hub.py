@@ -78,10 +78,8 @@ def base_files(files: Listing, *, copy_code: bool) -> list[str]:
     return [*weights, *modules, *(n for n in side if n not in weights and not _elsewhere(n))]
 
 
-# What mlx-lm, torchtune and trainers of image models call their weights.
-_OTHER_TRAINERS = re.compile(
-    r"adapters\.safetensors|adapter_(model|\d+)\.(pt|safetensors)|(?!adapter_).*\.safetensors"
-)
+# What mlx-lm and torchtune call their weights.
+_OTHER_TRAINERS = re.compile(r"adapters\.safetensors|adapter_(model|\d+)\.(pt|safetensors)")
 
 
 def adapter_files(names: Sequence[str], folder: str) -> list[str]:
@@ -94,6 +92,9 @@ def adapter_files(names: Sequence[str], folder: str) -> list[str]:
     # LLaVA's training leaves more weights beside the adapter; they must be seen to be refused.
     weights += [n for n in here if base[n] == "non_lora_trainables.bin"]
     weights += [n for n in here if n not in weights and _OTHER_TRAINERS.fullmatch(base[n])]
+    if not weights:
+        # Trainers of image models write the weights alone, under any name.
+        weights = [n for n in here if n.endswith(".safetensors")]
     return [*weights, *(n for n in here if _is_side(n))]
 
 
