@@ -140,3 +140,30 @@ def test_a_delta_of_zero_has_no_figures(tmp_path: Path):
     ).manifest.retention
     assert report is not None
     assert report.overall.kept is None and report.overall.unchanged == 1.0
+
+
+def test_a_tensor_that_is_replaced_has_figures_too(tmp_path: Path):
+    tiny.write_base(tmp_path / "base")
+    tiny.write_adapter(tmp_path / "adapter")
+    file, name = tmp_path / "adapter" / "adapter_model.safetensors", "model.embed_tokens.weight"
+    whole = torch.randn(tiny.PLAIN[name]) * 0.05
+    save_file(load_file(file) | {f"base_model.model.{name}": whole}, file)
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    config["modules_to_save"] = ["embed_tokens"]
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config))
+    for options in ({}, {"max_shard_size": "1MB"}):
+        out = tmp_path / f"out{len(options)}"
+        result = remerge.merge(
+            tmp_path / "base", tmp_path / "adapter", out, retention="full", **options
+        )
+        base, output = tiny.read_tensors(tmp_path / "base")[name], tiny.read_tensors(out)[name]
+        change, kept = whole.double() - base.double(), output.double() - base.double()
+        report = result.manifest.retention
+        assert report is not None
+        record = report.tensors[name]
+        wanted = float((kept * change).sum() / change.square().sum())
+        assert record.elements == whole.numel()
+        assert record.kept == pytest.approx(wanted, rel=1e-5)
+        assert record.noise == pytest.approx(
+            float((kept - change).norm() / change.norm()), rel=1e-5
+        )

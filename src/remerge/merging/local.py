@@ -21,7 +21,8 @@ import torch
 from remerge.merging.budget import Resources
 from remerge.merging.merged import MergedCheckpoint
 from remerge.merging.plan import OutputFile, Piece
-from remerge.merging.retention import SPAN, Meter, Sums, blocks, encoded_blocks
+from remerge.merging.retention import SPAN, Block, Meter, Sums, blocks, encoded_blocks
+from remerge.merging.tensor_plan import TensorPlan
 from remerge.sources.checkpoint import Shard, StoredTensor
 from remerge.sources.dtypes import itemsize, torch_dtype
 from remerge.sources.storage import aligned_buffer
@@ -257,18 +258,27 @@ class _Run:
     ) -> None:
         """Merge a range of elements, and measure the blocks in it; ``source`` may be ``target``."""
         plan, change = piece.plan, piece.plan.change
-        if self.meter is None or source is None or change is None:
+        if self.meter is None or change is None or not plan.compares:
             self.merged.merge(plan, source, target, first)
             return
-        last = first + target.numel()
-        inside = [b for b in blocks(piece, self.meter.mode) if first <= b.first < last]
-        before = [source[b.first - first :][: b.count].clone() for b in inside]
+        inside = blocks(piece, self.meter.mode, first, first + target.numel())
+        before = [self._base_block(plan, source, first, block) for block in inside]
         self.merged.merge(plan, source, target, first)
         for block, base in zip(inside, before, strict=True):
             exact = torch.empty(block.count, dtype=torch.float64)
-            self.merged.apply(change, plan.source, base, exact, block.first)
+            start = base if plan.reads_source else None
+            self.merged.apply(change, plan.source, start, exact, block.first)
             output = target[block.first - first :][: block.count]
             self.meter.add(change.tensor, block, Sums.of(base, exact, output))
+
+    def _base_block(
+        self, plan: TensorPlan, source: torch.Tensor | None, first: int, block: Block
+    ) -> torch.Tensor:
+        """A copy of the base's values in a block, read where the merge itself does not."""
+        if source is not None:
+            return source[block.first - first :][: block.count].clone()
+        assert plan.source is not None
+        return self.merged.reader.values(plan.source, block.first, block.count)
 
     def _encode(self, piece: Piece, target: torch.Tensor, first: int) -> None:
         """Write a part of a changed tensor in its quantised format."""

@@ -36,19 +36,25 @@ class Block:
     count: int
 
 
-def blocks(piece: Piece, mode: Mode) -> list[Block]:
-    """The blocks of a tensor in its output file, each within one span of the file."""
-    size = itemsize(piece.plan.dtype)
-    starts = [piece.start, *range(piece.start // SPAN * SPAN + SPAN, piece.stop, SPAN)]
-    stops = [*starts[1:], piece.stop]
-    spans = [
-        Block((start - piece.start) // size, (stop - start) // size)
-        for start, stop in zip(starts, stops, strict=True)
-    ]
-    if mode == "full":
-        return spans
-    step = max(1, len(spans) // _SPANS)
-    return [Block(span.first, min(span.count, _ELEMENTS)) for span in spans[::step][:_SPANS]]
+def blocks(piece: Piece, mode: Mode, first: int, last: int) -> list[Block]:
+    """The blocks of a tensor that begin in its elements ``[first, last)``, each within one span of
+    the output file."""
+    size, origin = itemsize(piece.plan.dtype), piece.start // SPAN
+    count = -(-piece.stop // SPAN) - origin
+    spans = range(count)
+    if mode == "sample":
+        spans = spans[:: max(1, count // _SPANS)][:_SPANS]
+    low = (piece.start + first * size) // SPAN - origin
+    high = (piece.start + max(last * size - 1, 0)) // SPAN - origin
+    found: list[Block] = []
+    for number in spans:
+        if low <= number <= high:
+            start = max(piece.start, (origin + number) * SPAN)
+            stop = min(piece.stop, (origin + number + 1) * SPAN)
+            begin, length = (start - piece.start) // size, (stop - start) // size
+            if first <= begin < last:
+                found.append(Block(begin, length if mode == "full" else min(length, _ELEMENTS)))
+    return found
 
 
 def encoded_blocks(shape: Sequence[int], mode: Mode) -> list[Block]:

@@ -56,6 +56,15 @@ class TensorPlan:
         return self.change is None or self.change.reads_base
 
     @property
+    def compares(self) -> bool:
+        """Whether the base holds a tensor of floats of this shape, from which there is a delta."""
+        return (
+            self.source is not None
+            and self.source.dtype in MERGEABLE
+            and tuple(self.source.shape) == self.shape
+        )
+
+    @property
     def touched_by(self) -> Change | None:
         """The change that this tensor, or the tensor it is a part of, undergoes."""
         return self.change if self.encoding is None else self.encoding.change
