@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 import torch
 
@@ -17,7 +17,7 @@ from remerge.merging.extraction import LARGEST_RANK
 from remerge.merging.merged import MergedCheckpoint
 from remerge.merging.plan import Plan
 from remerge.merging.recipe import make_recipe, parse_dtype, parse_size
-from remerge.outputs.planning import make_plan, open_inputs
+from remerge.outputs.planning import Inputs, make_plan, open_inputs
 from remerge.sources.references import resolve
 from remerge.validation import verify as verifying
 from remerge.validation.inspecting import Inspection, inspect_adapter, inspect_path
@@ -33,45 +33,53 @@ def _silent(done: int, total: int, tensor: str) -> None:
     pass
 
 
-def plan(
-    base: Source | None,
-    adapter: Source,
-    *,
-    dtype: str = "keep",
-    keep_float32: Sequence[str] = (),
-    base_precision: str | None = None,
-    simulate: str | None = None,
-    requantize: str | None = None,
-    expert_packing: str = "auto",
-    max_shard_size: int | str | None = None,
-    tokenizer: str = "auto",
-    copy_code: bool = False,
-    max_memory: int | str = DEFAULT,
-    progress: bool = True,
-) -> Plan:
+class PlanOptions(TypedDict, total=False):
+    """What decides a merge besides its two inputs.
+
+    ``dtype``: keep, bfloat16, float16 or float32; ``keep_float32``: patterns of tensors to write in
+    float32. ``base_precision`` (``dequantized`` or ``original=BASE``), ``simulate`` (``nf4``) and
+    ``requantize`` (``same``): what a quantised base is taken for and written as.
+    ``expert_packing``: auto, rank-major or expert-major. ``max_shard_size`` in bytes or as ``5GB``;
+    ``tokenizer``: auto, base or adapter; ``copy_code``: carry the base's .py files. ``max_memory``
+    changes no byte; ``progress`` allows the Hub's download bars, which appear on a terminal only.
+    """
+
+    dtype: str
+    keep_float32: Sequence[str]
+    base_precision: str | None
+    simulate: str | None
+    requantize: str | None
+    expert_packing: str
+    max_shard_size: int | str | None
+    tokenizer: str
+    copy_code: bool
+    max_memory: int | str
+    progress: bool
+
+
+def plan(base: Source | None, adapter: Source, **options: Unpack[PlanOptions]) -> Plan:
     """The whole merge before it is done, from headers and configurations.
 
     ``base`` and ``adapter`` are directories or Hub ids (``org/name[@revision]``); without ``base``
-    the adapter's configuration names it. ``keep_float32`` are patterns of tensors to write in
-    float32; ``base_precision`` (``dequantized`` or ``original=BASE``), ``simulate`` (``nf4``) and
-    ``requantize`` (``same``) say what a quantised base is taken for and written as. Raises
-    `BadInput` for whatever would merge wrong. ``progress`` allows the Hub's download bars, which
-    appear on a terminal only.
+    the adapter's configuration names it. Raises `BadInput` for whatever would merge wrong.
     """
-    recipe = make_recipe(
-        dtype=dtype,
-        keep_float32=keep_float32,
-        simulate=simulate,
-        requantize=requantize,
-        expert_packing=expert_packing,
-        max_shard_size=max_shard_size,
-        tokenizer=tokenizer,
-        copy_code=copy_code,
-    )
-    inputs = open_inputs(
-        base, adapter, base_precision=base_precision, copy_code=copy_code, progress=progress
-    )
-    return make_plan(inputs, recipe, _budget(max_memory))
+    return _planned(base, adapter, options)[1]
+
+
+def _planned(
+    base: Source | None, adapter: Source, options: PlanOptions
+) -> tuple[Inputs, Plan, int]:
+    """Inputs and plan, and the memory budget in bytes."""
+    asked: dict[str, Any] = dict(options)
+    budget = _budget(asked.pop("max_memory", DEFAULT))
+    opening = {
+        "base_precision": asked.pop("base_precision", None),
+        "copy_code": asked.get("copy_code", False),
+        "progress": asked.pop("progress", True),
+    }
+    recipe = make_recipe(**asked)
+    inputs = open_inputs(base, adapter, **opening)
+    return inputs, make_plan(inputs, recipe, budget), budget
 
 
 def merge(
@@ -79,46 +87,25 @@ def merge(
     adapter: Source,
     output: Source,
     *,
-    dtype: str = "keep",
-    keep_float32: Sequence[str] = (),
-    base_precision: str | None = None,
-    simulate: str | None = None,
-    requantize: str | None = None,
-    expert_packing: str = "auto",
-    max_shard_size: int | str | None = None,
-    tokenizer: str = "auto",
-    copy_code: bool = False,
     retention: Literal["sample", "full"] = "sample",
     overwrite: bool = False,
     device: str = "cpu",
     threads: int | None = None,
-    max_memory: int | str = DEFAULT,
     report: Report = _silent,
-    progress: bool = True,
+    **options: Unpack[PlanOptions],
 ) -> MergeResult:
     """Merge one adapter into one base and write the checkpoint to ``output``.
 
     ``output`` is complete or as it was: it never holds half a merge. ``device``, ``threads`` and
     ``max_memory`` change no byte of it. ``report`` is told bytes done, bytes in all and the tensor
     at hand, from any thread. ``retention`` says on how much of the tensors is measured what the
-    output keeps of the delta. The other options are as for `plan`.
+    output keeps of the delta.
     """
     started = time.time()
-    recipe = make_recipe(
-        dtype=dtype,
-        keep_float32=keep_float32,
-        simulate=simulate,
-        requantize=requantize,
-        expert_packing=expert_packing,
-        max_shard_size=max_shard_size,
-        tokenizer=tokenizer,
-        copy_code=copy_code,
-    )
-    budget, where = _budget(max_memory), _device(device)
-    inputs = open_inputs(
-        base, adapter, base_precision=base_precision, copy_code=copy_code, progress=progress
-    )
-    made = make_plan(inputs, recipe, budget)
+    if retention not in ("sample", "full"):
+        raise UsageError(f"retention {retention!r} is not known.", hint="Choose sample or full.")
+    where = _device(device)
+    inputs, made, budget = _planned(base, adapter, options)
     return make(
         inputs,
         made,
@@ -163,13 +150,12 @@ def open_merged(
     adapter: Source,
     *,
     device: str = "cpu",
-    **options: Any,
+    **options: Unpack[PlanOptions],
 ) -> MergedCheckpoint:
     """The merged checkpoint as a mapping ``name -> lazy tensor``, before anything is written.
 
     Each tensor has ``.shape``, ``.dtype`` and ``[rows]``, computed on read;
-    ``load_model()`` gives a transformers model with the merged weights. ``options`` are those of
-    `plan`.
+    ``load_model()`` gives a transformers model with the merged weights.
     """
     where = _device(device)
     return plan(base, adapter, **options).open(where)
