@@ -22,7 +22,7 @@ from remerge.merging.kernel import TILE_ELEMENTS, Scratch, merge_elements
 from remerge.merging.preparations import prepare
 from remerge.merging.tensor_plan import Encoding, TensorPlan
 from remerge.sources.checkpoint import Checkpoint, StoredTensor
-from remerge.sources.codecs.codec import Encodes, Values
+from remerge.sources.codecs.codec import Encodes, Rounds, Values
 from remerge.sources.dtypes import BITS, torch_dtype
 from remerge.sources.reading import Reader, Source
 
@@ -157,10 +157,14 @@ class MergedCheckpoint(Mapping[str, "MergedTensor"]):
         codec = encoding.codec
         assert isinstance(codec, Encodes)
         values = self.exact(encoding.change, codec)
+        measured = self._measure(codec.name, codec, values)
+        return codec.encode(encoding.role, values, measured, first, count)
+
+    def _measure(self, name: str, codec: Encodes, values: Values) -> Mapping[str, torch.Tensor]:
         with self._lock:
-            if codec.name not in self._measured:
-                self._measured[codec.name] = codec.measure(values)
-        return codec.encode(encoding.role, values, self._measured[codec.name], first, count)
+            if name not in self._measured:
+                self._measured[name] = codec.measure(values)
+            return self._measured[name]
 
     def encoded_values(
         self, encoding: Encoding, first: int, count: int
@@ -168,6 +172,11 @@ class MergedCheckpoint(Mapping[str, "MergedTensor"]):
         """Elements of a tensor that is encoded anew: the base's, the exact result's, and what the
         new codes decode to."""
         codec = encoding.codec
+        values = self.exact(encoding.change, codec)
+        base, exact = self.reader.values(codec, first, count), values(first, count)
+        if isinstance(codec, Rounds):
+            measured = self._measure(codec.name, codec, values)
+            return base, exact, codec.rounded(values, measured, first, count)
         roles = {part.name: role for role, part in codec.parts.items()}
 
         def read(part: StoredTensor, start: int, length: int) -> torch.Tensor:
@@ -176,8 +185,6 @@ class MergedCheckpoint(Mapping[str, "MergedTensor"]):
                 return self.encoded(replace(encoding, role=role), start, length)
             return self.reader.span(part, start, length)
 
-        base = self.reader.values(codec, first, count)
-        exact = self.exact(encoding.change, codec)(first, count)
         return base, exact, codec.decode(read, first, count)
 
     def prepare(self, change: Change, origin: Source | None) -> Sequence[Prepared]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from compressed_tensors.quantization.utils import calculate_qparams
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from remerge.errors import BadInput
+from remerge.sources.codecs.codec import Rounds
 from tests.sources.codecs import checks
 
 NAME = "model.layers.0.mlp.experts.gate_up_proj"
@@ -94,6 +96,11 @@ def test_a_changed_tensor_is_written_as_compressed_tensors_writes_it(
     found = checks.encoded(codecs[NAME], merged)
     assert checks.same(found["scales"], wanted_scales)
     assert checks.same(found["codes"], wanted_codes)
+    codec = codecs[NAME]
+    assert isinstance(codec, Rounds)
+    wanted = convert_moe_packed_tensors(wanted_codes, wanted_scales).flatten()
+    rounded = partial(codec.rounded, checks.source(merged), {})
+    checks.check_pieces(wanted, rounded, examples=25)
 
 
 def test_ties_and_edges_are_rounded_as_compressed_tensors_rounds_them(tmp_path: Path) -> None:

@@ -88,6 +88,17 @@ class Encodes(Protocol):
         ...
 
 
+@runtime_checkable
+class Rounds(Encodes, Protocol):
+    """An `Encodes` whose codes lie across its values, so that a few values need many codes."""
+
+    def rounded(
+        self, values: Values, measured: Mapping[str, torch.Tensor], first: int, count: int
+    ) -> torch.Tensor:
+        """What `decode` gives for elements ``[first, first + count)`` once all is encoded."""
+        ...
+
+
 class Find(Protocol):
     """Finds all quantised tensors of a format in a checkpoint."""
 

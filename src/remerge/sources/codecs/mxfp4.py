@@ -30,6 +30,9 @@ _BLOCK = 32
 _BYTES = _BLOCK // 2
 _HIGHEST = 2
 
+# Half of what each byte stands for: of 255, 2^128 itself is no float32.
+_HALVES = torch.cat([POWERS[:1] / 2, POWERS[:-1]])
+
 # Elements of the merged tensor held at once while blocks are written.
 _PIECE = 2**20
 
@@ -67,9 +70,7 @@ class MxFp4:
             scales = read(self.parts["scales"], expert * size, size).view(outputs, groups)
             codes = read(self.parts["codes"], expert * size * _BYTES, size * _BYTES)
             wanted = slice(start // _BLOCK, -(-end // _BLOCK))
-            values = float4.unpack(codes.view(outputs, groups, _BYTES)[:, wanted])
-            exponents = scales[:, wanted].to(torch.int32) - 127
-            values = torch.ldexp(values, exponents.unsqueeze(-1))
+            values = _decoded(codes.view(outputs, groups, _BYTES)[:, wanted], scales[:, wanted])
             rows = values.to(torch_dtype(self.dtype)).flatten(1).T[start % _BLOCK :]
             found.append(rows[: end - start].flatten())
         return torch.cat(found)[first - row * outputs :][:count]
@@ -98,14 +99,36 @@ class MxFp4:
                 many = min(step, groups - group)
                 origin = (expert * inputs + group * _BLOCK) * outputs
                 merged = values(origin, many * _BLOCK * outputs).view(many, _BLOCK, outputs)
-                blocks = merged[:, :, start:end].to(torch.float32).permute(2, 0, 1)
-                scales = shared_exponents(blocks.abs().amax(dim=2), _HIGHEST)
-                if role == "codes":
-                    scaled = blocks / POWERS[scales.to(torch.int64)].unsqueeze(-1)
-                    rows[:, group : group + many] = float4.pack(scaled)
-                else:
-                    rows[:, group : group + many, 0] = scales
+                codes, scales = _quantised(merged[:, :, start:end])
+                part = codes if role == "codes" else scales
+                rows[:, group : group + many] = part.permute(2, 0, 1)
         return found.flatten()[first - row * width :][:count]
+
+    def rounded(
+        self, values: Values, measured: Mapping[str, torch.Tensor], first: int, count: int
+    ) -> torch.Tensor:
+        _, _, outputs = self.shape
+        band = _BLOCK * outputs
+        start, stop = touched_rows(band, first, count)
+        found: list[torch.Tensor] = []
+        for at in range(start, stop):
+            merged = values(at * band, band).view(1, _BLOCK, outputs)
+            codes, scales = _quantised(merged)
+            decoded = _decoded(codes.permute(2, 0, 1), scales.permute(2, 0, 1).squeeze(2))
+            found.append(decoded.to(torch_dtype(self.dtype)).flatten(1).T.flatten())
+        return torch.cat(found)[first - start * band :][:count]
+
+
+def _decoded(codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """The float32 values (..., 32) of codes (..., 16) and scales (...)."""
+    return float4.unpack(codes).mul_(_HALVES[scales.to(torch.int64)].unsqueeze(-1)).mul_(2)
+
+
+def _quantised(merged: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes (groups, 16, outputs) and scales (groups, 1, outputs) of (groups, 32, outputs)."""
+    blocks = merged.to(torch.float32)
+    scales = shared_exponents(blocks.abs().amax(dim=1, keepdim=True), _HIGHEST)
+    return float4.pack(blocks / POWERS[scales.to(torch.int64)], dim=1), scales
 
 
 def find(config: Mapping[str, Any], tensors: Mapping[str, StoredTensor], read: Read) -> list[Codec]:
