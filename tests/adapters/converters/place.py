@@ -105,7 +105,8 @@ def merged(base: Path, adapter: Path) -> Tensors:
 
 def check_merge(base: Path, adapter: Path, changed: Tensors) -> None:
     """The merge must be these float64 tensors rounded once, and the base everywhere else."""
-    before, after = load_file(base / "model.safetensors"), merged(base, adapter)
+    (weights,) = base.glob("*.safetensors")
+    before, after = load_file(weights), merged(base, adapter)
     assert set(after) == set(before)
     for name, value in before.items():
         if name in changed:

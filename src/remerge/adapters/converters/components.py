@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from remerge.adapters.converters.diffusion_keys import DiffusionKey
+from remerge.adapters.converters.sgm_names import sgm_names
 from remerge.adapters.facts import BaseFacts
 from remerge.errors import BadInput
 
@@ -16,9 +17,11 @@ _SHOWN = 3
 
 @dataclass(frozen=True)
 class Modules:
-    """The modules of a base that have a weight, by path and by path with ``_`` for ``.``."""
+    """The modules of a base that have a weight, by path, by the names that they had before
+    diffusers, and by either with ``_`` for ``.``."""
 
     shapes: Mapping[str, tuple[int, ...]]
+    originals: Mapping[str, str]
     flat: Mapping[str, tuple[str, ...]]
 
     def find(self, key: DiffusionKey) -> tuple[str, ...]:
@@ -26,7 +29,11 @@ class Modules:
         # transformers 5 saves CLIP's text model without the name of its inner module.
         outer = "text_model_" if key.flat else "text_model."
         for name in (key.module, key.module.removeprefix(outer), outer + key.module):
-            found = self.flat.get(name, ()) if key.flat else (name,) * (name in self.shapes)
+            if key.flat:
+                found = self.flat.get(name, ())
+            else:
+                path = self.originals.get(name, name)
+                found = (path,) * (path in self.shapes)
             if found:
                 return found
         return ()
@@ -38,11 +45,12 @@ def modules_of(base: BaseFacts) -> Modules:
         for name, tensor in base.tensors.items()
         if name.endswith(_WEIGHT)
     }
+    originals = sgm_names(shapes)
     flat: dict[str, tuple[str, ...]] = {}
-    for path in shapes:
-        name = path.replace(".", "_")
-        flat[name] = (*flat.get(name, ()), path)
-    return Modules(shapes, flat)
+    for name, path in (*((path, path) for path in shapes), *originals.items()):
+        joined = name.replace(".", "_")
+        flat[joined] = (*flat.get(joined, ()), path)
+    return Modules(shapes, originals, flat)
 
 
 def choose_component(
