@@ -6,10 +6,11 @@ convenience: losing or not being able to write them changes no result.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -78,13 +79,24 @@ def _read(directory: Path | None, name: str) -> dict[str, Any]:
 def _update(directory: Path | None, name: str, entries: Mapping[str, str]) -> None:
     if directory is None:
         return
-    document = _read(directory, name)
-    for key in entries:
-        document.pop(key, None)
-    document.update(entries)
-    # The oldest entries go first: insertion order is age.
-    document = dict(list(document.items())[-_LIMIT:])
     directory.mkdir(parents=True, exist_ok=True)
-    temporary = directory / f"{name}.{os.getpid()}~"
-    temporary.write_text(json.dumps(document))
-    temporary.rename(directory / name)
+    with _locked(directory / f"{name}.lock"):
+        document = _read(directory, name)
+        for key in entries:
+            document.pop(key, None)
+        document.update(entries)
+        # The oldest entries go first: insertion order is age.
+        document = dict(list(document.items())[-_LIMIT:])
+        temporary = directory / f"{name}.{os.getpid()}~"
+        temporary.write_text(json.dumps(document))
+        temporary.rename(directory / name)
+
+
+@contextmanager
+def _locked(path: Path) -> Generator[None]:
+    """Alone among processes: two merges that end together must not forget one another's entries."""
+    with path.open("a") as stream:
+        # Some network mounts have no locks; there one goes on without.
+        with suppress(OSError):
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
