@@ -52,6 +52,18 @@ def test_the_default_adapter_lies_in_the_directory_itself(tmp_path):
     assert resolve(f"{tmp_path}:default", "adapter").path == tmp_path
 
 
+def test_an_adapter_may_be_named_by_its_only_file_of_weights(tmp_path):
+    weights = adapter(tmp_path / "run") / "adapter_model.safetensors"
+    assert resolve(str(weights), "adapter").path == tmp_path / "run"
+    bare = tmp_path / "loras" / "ink.safetensors"
+    bare.parent.mkdir()
+    bare.write_bytes(b"ink")
+    assert resolve(str(bare), "adapter").path == bare.parent
+    bare.with_name("oil.safetensors").write_bytes(b"oil")
+    with pytest.raises(BadInput, match="lies beside oil"):
+        resolve(str(bare), "adapter")
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [

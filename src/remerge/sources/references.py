@@ -2,6 +2,7 @@
 
 path/to/dir             an existing directory always wins
 path/to/dir:name        the adapter in its sub-folder `name`
+path/to/x.safetensors   the adapter in its directory, where these are the only weights
 org/name                the Hub, at `main`
 org/name@revision       a branch, a tag, a commit or refs/pr/1
 org/name@revision:name  one adapter of several
@@ -106,6 +107,8 @@ def _local(text: str, kind: Kind) -> Reference | None:
         path = _path(head)
     if not text or not _exists(path):
         return None
+    if kind == "adapter" and name is None and path.suffix == ".safetensors" and path.is_file():
+        path = _directory_of(path)
     if not path.is_dir():
         raise _not_a_directory(path, kind)
     if kind == "base":
@@ -129,6 +132,18 @@ def _exists(path: Path) -> bool:
         return os.path.lexists(path)
     except (OSError, ValueError):  # a NUL, or a name too long to be one
         return False
+
+
+def _directory_of(weights: Path) -> Path:
+    """The directory of an adapter that was named by its only file of weights."""
+    others = sorted(p.name for p in weights.parent.glob("*.safetensors") if p.name != weights.name)
+    if others:
+        raise BadInput(
+            f"{weights} lies beside {_some(others)}.",
+            why="An adapter is read as a directory, all files of which belong to it.",
+            hint="Put it into a directory of its own and give that.",
+        )
+    return weights.parent
 
 
 def _not_a_directory(path: Path, kind: Kind) -> BadInput:
