@@ -220,3 +220,20 @@ def test_formats_that_cannot_be_written_are_refused(place: Path, tmp_path: Path,
             tmp_path / "base", place / "llama-adapter", tmp_path / "out", requantize="same"
         )
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("within", [None, "text_config"])
+def test_the_older_key_of_compressed_tensors_is_read(
+    place: Path, tmp_path: Path, within: str | None
+):
+    write("FP8_DYNAMIC", place / "llama", tmp_path / "base")
+    adapter = place / "llama-adapter"
+    wanted = quantised.read(remerge.merge(tmp_path / "base", adapter, tmp_path / "new").output)
+    config = json.loads((tmp_path / "base" / "config.json").read_text())
+    older = {"compression_config": config.pop("quantization_config") | {"quant_method": "sparseml"}}
+    config |= {within: older} if within else older
+    (tmp_path / "base" / "config.json").write_text(json.dumps(config))
+    out = remerge.merge(tmp_path / "base", adapter, tmp_path / "old").output
+    for name, tensor in quantised.read(out).items():
+        assert torch.equal(tensor, wanted[name]), name
+    assert "compression_config" not in (out / "config.json").read_text()

@@ -13,6 +13,7 @@ import torch
 from remerge.sources.checkpoint import Checkpoint, StoredTensor
 from remerge.sources.codecs.codec import Codec
 from remerge.sources.codecs.formats import find_codecs
+from remerge.sources.codecs.stated import KEYS
 from remerge.sources.documents import as_object
 from remerge.sources.dtypes import torch_dtype
 from remerge.sources.pickled import PickledFile
@@ -126,9 +127,9 @@ def decoded(base: Checkpoint) -> DecodedBase:
 
 
 def unquantised(config: Mapping[str, Any]) -> dict[str, Any]:
-    """config.json without any ``quantization_config``."""
-    kept = {key: value for key, value in config.items() if key != "quantization_config"}
+    """config.json without any ``quantization_config``, under its older name neither."""
+    kept = {key: value for key, value in config.items() if key not in KEYS}
     text = as_object(kept.get("text_config"))
-    if text is not None and "quantization_config" in text:
-        kept["text_config"] = {k: v for k, v in text.items() if k != "quantization_config"}
+    if text is not None:
+        kept["text_config"] = {key: value for key, value in text.items() if key not in KEYS}
     return kept

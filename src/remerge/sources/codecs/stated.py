@@ -8,13 +8,18 @@ from typing import Any
 from remerge.errors import BadInput
 from remerge.sources.documents import as_object
 
+# compressed-tensors wrote the second, and vLLM still reads it where the first is absent.
+KEYS = ("quantization_config", "compression_config")
+
 
 def quantisation_stated(config: Mapping[str, Any]) -> dict[str, Any]:
-    """``quantization_config`` of config.json or, of a composite model, of its text model."""
-    for place in (config, as_object(config.get("text_config")) or {}):
-        found = as_object(place.get("quantization_config"))
-        if found:
-            return found
+    """``quantization_config`` of config.json or, of a composite model, of its text model; else
+    its older name, whose only format is that of compressed-tensors."""
+    for key in KEYS:
+        for place in (config, as_object(config.get("text_config")) or {}):
+            found = as_object(place.get(key))
+            if found:
+                return found if key == KEYS[0] else found | {"quant_method": "compressed-tensors"}
     return {}
 
 
