@@ -193,6 +193,34 @@ def test_what_factors_cannot_say_goes_in_whole(tmp_path: Path, case: str):
     check_round_trip(base, merged, tmp_path / "adapter", steps=16)
 
 
+def test_the_tokenizer_of_new_tokens_comes_along(tmp_path: Path):
+    base, merged = changed(tmp_path, "new tokens")
+    (merged / "tokenizer.json").write_text('{"new": 43}')
+    (merged / "additional_chat_templates").mkdir()
+    (merged / "additional_chat_templates" / "tool.jinja").write_text("t")
+    result = remerge.extract(base, merged, tmp_path / "adapter", rank=64)
+    remerge.merge(base, tmp_path / "adapter", tmp_path / "again")
+    for name in ("tokenizer.json", "additional_chat_templates/tool.jinja"):
+        assert (tmp_path / "again" / name).read_bytes() == (merged / name).read_bytes()
+        assert name in [record.name for record in result.manifest.outputs]
+
+
+def test_a_tokenizer_of_the_base_s_size_stays_where_it_is(tmp_path: Path):
+    base, merged = made(tmp_path, "llama")
+    (merged / "tokenizer.json").write_text("{}")
+    remerge.extract(base, merged, tmp_path / "adapter", rank=3)
+    assert not (tmp_path / "adapter" / "tokenizer.json").exists()
+
+
+def test_a_rank_that_says_little_is_remarked_on(tmp_path: Path):
+    base, merged = made(tmp_path, "llama")
+    small = remerge.extract(base, merged, tmp_path / "small", rank=1).manifest
+    whole = remerge.extract(base, merged, tmp_path / "whole", rank=3).manifest
+    assert f"{small.explained_energy:.1%}" in small.notes[0]
+    assert "larger --rank" in small.notes[0]
+    assert not any("--rank" in note for note in whole.notes)
+
+
 def test_shared_experts_stay_beside_experts(tmp_path: Path):
     """PEFT takes layers of these names for experts of older files, and would not target them."""
     torch.manual_seed(1)

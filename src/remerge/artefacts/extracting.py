@@ -5,13 +5,19 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from remerge.artefacts.digests import weight_digests
+from remerge.artefacts.extraction_findings import (
+    extraction_notes,
+    nothing_found,
+    overall,
+    tensor_record,
+)
 from remerge.artefacts.extraction_manifest import (
     ExtractionManifest,
     ExtractionOptions,
@@ -23,13 +29,12 @@ from remerge.artefacts.recording import file_record, input_name, input_record
 from remerge.errors import BadInput
 from remerge.merging.budget import peak_memory
 from remerge.merging.comparing import Comparison, Outcome
-from remerge.merging.extraction import Wanted, explained, relative_error
+from remerge.merging.extraction import Wanted
 from remerge.merging.extraction_plan import (
     ExtractionPlan,
     Parameter,
     open_model,
     plan_extraction,
-    some,
 )
 from remerge.merging.extraction_whole import Whole, kept_whole
 from remerge.outputs.directory import (
@@ -37,6 +42,7 @@ from remerge.outputs.directory import (
     check_free,
     check_place,
     check_space,
+    copy_durably,
     publish,
     workplace,
     write_durably,
@@ -50,6 +56,7 @@ from remerge.outputs.peft_adapter import (
     keys_of,
     task_of,
 )
+from remerge.outputs.side_files import tokenizer_files
 from remerge.sources.checkpoint import Checkpoint, open_checkpoint
 from remerge.sources.dtypes import itemsize, torch_dtype
 from remerge.sources.reading import Reader
@@ -150,11 +157,11 @@ def _write(
                 continue
             for part, tensor in zip("AB", _factors(outcome, options), strict=True):
                 writer.add(f"{outcome.parameter.name}|{part}", tensor)
-            records.append(_record(outcome))
+            records.append(tensor_record(outcome))
             found.append(replace(outcome, fits=()))
         factored = [outcome.parameter for outcome in found]
         if not factored and not whole.parameters:
-            raise _nothing(whole)
+            raise nothing_found(whole)
         for parameter in whole.parameters:
             dtype, blocks = comparison.values(parameter)
             writer.add_blocks(parameter.name, dtype, parameter.merged_shape, blocks)
@@ -173,17 +180,20 @@ def _write(
     )
     text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
     write_durably(place.work / CONFIG, text.encode())
+    grown = any(parameter.resized for parameter in whole.parameters)
+    tokenizer = _carried_tokenizer(place, comparison.merged.base) if grown else ()
+    files = (CONFIG, WEIGHTS, *tokenizer)
     return ExtractionManifest(
         options=options,
         base=_input(references[0], comparison.base.base, digests),
         merged=_input(references[1], comparison.merged.base, digests),
-        outputs=tuple(file_record(place.work / name, name) for name in (CONFIG, WEIGHTS)),
+        outputs=tuple(file_record(place.work / name, name) for name in files),
         tensors=tuple(records),
         saved_whole=tuple(parameter.name for parameter in whole.parameters),
         left_out=whole.left_out,
         unchanged=unchanged,
-        explained_energy=_overall(records),
-        notes=(*_notes(plan, factored), *whole.notes),
+        explained_energy=overall(records),
+        notes=(*extraction_notes(plan, factored, records), *whole.notes),
         versions={"remerge": __version__, "torch": torch.__version__},
     )
 
@@ -232,57 +242,6 @@ def _factors(outcome: Outcome, options: ExtractionOptions) -> tuple[torch.Tensor
     return pair
 
 
-def _record(outcome: Outcome) -> TensorRecord:
-    share = explained(outcome.explained_squares, outcome.squared_norm)
-    return TensorRecord(
-        name=outcome.parameter.name,
-        shape=outcome.parameter.shape,
-        rank=outcome.fits[0].rank,
-        explained_energy=share,
-        relative_error=relative_error(share),
-        norm=outcome.squared_norm**0.5,
-    )
-
-
-def _overall(records: Sequence[TensorRecord]) -> float:
-    total = sum(record.norm**2 for record in records)
-    kept = sum(record.explained_energy * record.norm**2 for record in records)
-    return kept / total if total else 1.0
-
-
-def _notes(plan: ExtractionPlan, factored: Sequence[Parameter]) -> Iterable[str]:
-    names = {parameter.name for parameter in factored}
-    for name, twin in plan.tied.items():
-        if twin in names:
-            yield (
-                f"{twin} and {name} are tied: their change acts in both once the adapter is "
-                f"merged, and in {twin} alone while it is served unmerged."
-            )
-    if plan.absent:
-        yield f"Only one of the two holds {some(plan.absent)}; the model does not use them."
-    one, other = (
-        {tensor.dtype for tensor in side.tensors.values()} for side in (plan.base, plan.merged)
-    )
-    if one != other:
-        yield (
-            f"The base is stored as {', '.join(sorted(one))}, the merged model as "
-            f"{', '.join(sorted(other))}: rounding between them is part of what was found."
-        )
-
-
-def _nothing(whole: Whole) -> BadInput:
-    if whole.left_out:
-        return BadInput(
-            f"Nothing changed but {some(whole.left_out)}, which have no low-rank factors.",
-            hint="Leave out --no-modules-to-save to bring them whole.",
-        )
-    return BadInput(
-        "The merged model equals the base: there is nothing to extract.",
-        why="No parameter differs between the two.",
-        hint="Check the order: remerge extract BASE MERGED -o ADAPTER.",
-    )
-
-
 def _stated(plan: ExtractionPlan, base: Reference, whole: Whole) -> dict[str, object]:
     biases = any(name.endswith(".bias") for name in whole.loose)
     model_type = str(plan.base.checkpoint.config.get("model_type"))
@@ -292,6 +251,15 @@ def _stated(plan: ExtractionPlan, base: Reference, whole: Whole) -> dict[str, ob
         "bias": "all" if biases else "none",
         **task_of(model_type, type(plan.base.model)),
     }
+
+
+def _carried_tokenizer(place: Workplace, merged: Checkpoint) -> tuple[str, ...]:
+    """Copy the tokenizer that knows the new tokens: a merge takes it from the adapter."""
+    names = tokenizer_files(merged)
+    for name in names:
+        (place.work / name).parent.mkdir(exist_ok=True)
+        copy_durably(merged.path / name, place.work / name)
+    return names
 
 
 def _input(

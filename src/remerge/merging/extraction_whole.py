@@ -78,8 +78,8 @@ def _whole_notes(whole: Whole, resized: Sequence[Parameter]) -> Iterable[str]:
         grown = ", ".join(f"{p.name} {p.shape[0]} -> {p.merged_shape[0]}" for p in resized)
         yield (
             f"The vocabulary has another size ({grown}). remerge merge resizes the base by itself; "
-            "in PEFT call resize_token_embeddings first. The merged model's tokenizer belongs "
-            "beside the adapter."
+            "in PEFT call resize_token_embeddings first. The merged model's tokenizer, if it has "
+            "one, is copied beside the adapter."
         )
 
 

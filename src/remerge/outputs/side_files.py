@@ -81,6 +81,11 @@ def side_files(
     return tuple(files[name] for name in sorted(files)), tuple(notes)
 
 
+def tokenizer_files(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """The side files of a checkpoint that are its tokenizer's, chat templates included."""
+    return tuple(name for name in checkpoint.side_files if _is_tokenizer(name))
+
+
 def _take_tokenizer(files: dict[str, SideFile], adapter: Adapter, recipe: Recipe) -> list[str]:
     """Replace the base's tokenizer by the adapter's where it brings one (or was asked for)."""
     brought = {
