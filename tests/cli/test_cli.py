@@ -57,6 +57,9 @@ def test_errors_are_json_too(tmp_path: Path):
     error = json.loads(done.stdout)["error"]
     assert error["exit_code"] == 3
     assert error["what"]
+    usage = json.loads(remerge("merge", tmp_path / "none", "--json").stdout)["error"]
+    assert usage.keys() == error.keys()
+    assert usage["exit_code"] == 2
 
 
 def test_quiet_prints_nothing(inputs: Path, tmp_path: Path):

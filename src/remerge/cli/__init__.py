@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 import click
 
-from remerge.errors import BadInput, RemergeError, TryAgain
+from remerge.errors import BadInput, RemergeError, TryAgain, UsageError
 from remerge.version import __version__
 
 # A hostile name may be as long as a header.
@@ -64,7 +64,7 @@ def main() -> NoReturn:
         _leave(error.exit_code)
     except click.ClickException as error:
         if as_json:
-            click.echo(json.dumps({"error": {"kind": "usage", "what": error.format_message()}}))
+            _print_json(UsageError(error.format_message()))
         error.show()
         _leave(error.exit_code)
     except RemergeError as error:
@@ -103,15 +103,19 @@ def main() -> NoReturn:
 
 def _show(error: RemergeError, as_json: bool) -> None:
     if as_json:
-        document = {
-            "kind": error.label,
-            "exit_code": error.exit_code,
-            "what": error.what,
-            "why": error.why,
-            "hint": error.hint,
-        }
-        click.echo(json.dumps({"error": document}))
+        _print_json(error)
     click.echo(f"error: {_one_paragraph(str(error))}", err=True)
+
+
+def _print_json(error: RemergeError) -> None:
+    document = {
+        "kind": error.label,
+        "exit_code": error.exit_code,
+        "what": error.what,
+        "why": error.why,
+        "hint": error.hint,
+    }
+    click.echo(json.dumps({"error": document}))
 
 
 def _system_failure(error: OSError) -> RemergeError:

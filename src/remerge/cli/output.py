@@ -78,12 +78,14 @@ def _bar(what: str) -> Generator[Report]:
 
 
 def _lines(what: str) -> Report:
-    started = time.monotonic()
-    last = started
+    # From the first tensor on: what came before it (imports, plan) says nothing of the speed.
+    started = last = 0.0
 
     def report(done: int, total: int, tensor: str) -> None:
-        nonlocal last
+        nonlocal started, last
         now = time.monotonic()
+        started = started or now
+        last = last or now
         if now - last < 5 and not (done == total and last > started):
             return
         last = now
