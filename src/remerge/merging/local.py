@@ -22,6 +22,7 @@ from remerge.merging.budget import Resources
 from remerge.merging.merged import MergedCheckpoint
 from remerge.merging.plan import OutputFile, Piece
 from remerge.merging.retention import SPAN, Block, Meter, Sums, blocks, encoded_blocks
+from remerge.merging.round_trip import round_trips
 from remerge.merging.tensor_plan import TensorPlan
 from remerge.sources.checkpoint import Shard, StoredTensor
 from remerge.sources.dtypes import itemsize, torch_dtype
@@ -286,8 +287,8 @@ class _Run:
         encoding = piece.plan.encoding
         if self.meter is None or encoding is None or encoding.role != "codes" or first:
             return
-        for block in encoded_blocks(encoding.codec.shape, self.meter.mode):
-            base, exact, output = self.merged.encoded_values(encoding, block.first, block.count)
+        found = encoded_blocks(encoding.codec.shape, self.meter.mode)
+        for block, base, exact, output in round_trips(self.merged, encoding, found):
             self.meter.add(encoding.change.tensor, block, Sums.of(base, exact, output))
 
 

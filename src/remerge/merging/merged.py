@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from threading import Lock, local
 from typing import Any, cast
 
@@ -21,8 +21,8 @@ from remerge.merging.factor_cache import FactorCache
 from remerge.merging.kernel import TILE_ELEMENTS, Scratch, merge_elements
 from remerge.merging.preparations import prepare
 from remerge.merging.tensor_plan import Encoding, TensorPlan
-from remerge.sources.checkpoint import Checkpoint, StoredTensor
-from remerge.sources.codecs.codec import Encodes, Rounds, Values
+from remerge.sources.checkpoint import Checkpoint
+from remerge.sources.codecs.codec import Encodes, Values
 from remerge.sources.dtypes import BITS, torch_dtype
 from remerge.sources.reading import Reader, Source
 
@@ -157,35 +157,15 @@ class MergedCheckpoint(Mapping[str, "MergedTensor"]):
         codec = encoding.codec
         assert isinstance(codec, Encodes)
         values = self.exact(encoding.change, codec)
-        measured = self._measure(codec.name, codec, values)
+        measured = self.measured(codec.name, codec, values)
         return codec.encode(encoding.role, values, measured, first, count)
 
-    def _measure(self, name: str, codec: Encodes, values: Values) -> Mapping[str, torch.Tensor]:
+    def measured(self, name: str, codec: Encodes, values: Values) -> Mapping[str, torch.Tensor]:
+        """What encoding a tensor needs to know of the whole of it, computed at the first call."""
         with self._lock:
             if name not in self._measured:
                 self._measured[name] = codec.measure(values)
             return self._measured[name]
-
-    def encoded_values(
-        self, encoding: Encoding, first: int, count: int
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Elements of a tensor that is encoded anew: the base's, the exact result's, and what the
-        new codes decode to."""
-        codec = encoding.codec
-        values = self.exact(encoding.change, codec)
-        base, exact = self.reader.values(codec, first, count), values(first, count)
-        if isinstance(codec, Rounds):
-            measured = self._measure(codec.name, codec, values)
-            return base, exact, codec.rounded(values, measured, first, count)
-        roles = {part.name: role for role, part in codec.parts.items()}
-
-        def read(part: StoredTensor, start: int, length: int) -> torch.Tensor:
-            role = roles[part.name]
-            if isinstance(codec, Encodes) and role in codec.rewritten:
-                return self.encoded(replace(encoding, role=role), start, length)
-            return self.reader.span(part, start, length)
-
-        return base, exact, codec.decode(read, first, count)
 
     def prepare(self, change: Change, origin: Source | None) -> Sequence[Prepared]:
         """The preparations of a tensor's steps, computed at the first call.

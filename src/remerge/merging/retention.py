@@ -26,6 +26,8 @@ SPAN = 2**20
 # Of a tensor's spans so many are sampled, and of each its first elements.
 _SPANS = 8
 _ELEMENTS = 2**15
+# Elements of a quantised tensor measured at once: about the rows that share a scale.
+_SPAN_OF_CODES = 2**19
 
 
 @dataclass(frozen=True)
@@ -60,10 +62,14 @@ def blocks(piece: Piece, mode: Mode, first: int, last: int) -> list[Block]:
 def encoded_blocks(shape: Sequence[int], mode: Mode) -> list[Block]:
     """The blocks of a tensor that is written in a quantised format, of its values decoded."""
     elements = math.prod(shape)
+    if mode == "full":
+        return [
+            Block(at, min(_SPAN_OF_CODES, elements - at))
+            for at in range(0, elements, _SPAN_OF_CODES)
+        ]
     starts = range(0, elements, _ELEMENTS)
-    step = 1 if mode == "full" else max(1, len(starts) // _SPANS)
-    count = len(starts) if mode == "full" else _SPANS
-    return [Block(start, min(_ELEMENTS, elements - start)) for start in starts[::step][:count]]
+    step = max(1, len(starts) // _SPANS)
+    return [Block(at, min(_ELEMENTS, elements - at)) for at in starts[::step][:_SPANS]]
 
 
 @dataclass(frozen=True)
