@@ -16,8 +16,9 @@ class Misfit:
     """One adapter tensor (or module, where no single tensor is to blame) and what is wrong.
 
     ``kind`` groups misfits by likely cause: ``empty``, ``missing`` (no such place in the model),
-    ``unpaired``, ``shape``, ``rank``, ``vocabulary``, ``unknown`` (a key that means nothing here)
-    or ``layer`` (the configuration makes no sense for this kind of layer).
+    ``unpaired``, ``shape``, ``rank``, ``vocabulary``, ``dtype`` (integers where floats belong, or
+    the other way), ``unknown`` (a key that means nothing here) or ``layer`` (the configuration
+    makes no sense for this kind of layer).
     """
 
     tensor: str
@@ -75,6 +76,11 @@ def _cause(
         return (
             "DeepSpeed ZeRO-3 or FSDP shards were not gathered before the adapter was saved.",
             "Save it again with the parameters gathered (zero_to_fp32 or summon_full_params).",
+        )
+    if "dtype" in kinds:
+        return (
+            "The adapter was quantised after training, or the file was not written by PEFT.",
+            "Save it again in 16 or 32 bits from the training run.",
         )
     if "vocabulary" in kinds:
         return (

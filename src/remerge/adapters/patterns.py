@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Generic, TypeVar
@@ -45,6 +45,14 @@ def is_whole(field: str, pattern: str, module: str) -> bool:
     """Whether a regular expression of the configuration matches all of a module's path. Raises
     `BadInput` for one that is not usable."""
     return _compile(field, pattern, rf"(?:{pattern})").fullmatch(module) is not None
+
+
+def among(module: str, wanted: Sequence[str] | str, field: str) -> bool:
+    """Whether a selection names a module: a regular expression for the whole path, or a list of
+    paths and their ends (PEFT tuners_utils.py, check_target_module_exists)."""
+    if isinstance(wanted, str):
+        return is_whole(field, wanted, module)
+    return module in wanted or module.endswith(tuple(f".{name}" for name in wanted))
 
 
 def _compile(field: str, key: str, pattern: str | None = None) -> re.Pattern[str]:

@@ -25,10 +25,13 @@ from remerge.adapters.regions import Names
 from remerge.adapters.saved import unlisted, wholes
 from remerge.adapters.tokens import token_edits
 from remerge.adapters.tying import slots
+from remerge.adapters.untouched import untouched_note
 from remerge.adapters.vocabulary import resized_config
 from remerge.errors import BadInput
 
 _SHOWN = 3
+# How names of dtypes begin that hold one float each.
+_FLOATS = ("F8_", "F16", "BF16", "F32", "F64")
 
 
 def _no_shapes(adapter: AdapterFacts, parts: Parts) -> FactorShapes:
@@ -53,7 +56,8 @@ class Tuner(Generic[Config]):
     (names can then be told without building the model). ``check`` raises `Unsupported` for variants
     that cannot be merged; ``notes`` are sentences that the user must read. ``keeps_nothing`` says
     that training may leave a layer without a single rank, and so with empty tensors; ``ordered``,
-    that what a layer gets depends on its place among the model's modules.
+    that what a layer gets depends on its place among the model's modules. ``places`` are the parts
+    that hold positions, of any dtype; all other tensors hold floats.
     """
 
     name: str
@@ -65,6 +69,7 @@ class Tuner(Generic[Config]):
     notes: Callable[[Reading[Config], Keys], Sequence[str]] = _nothing
     keeps_nothing: bool = False
     ordered: bool = False
+    places: frozenset[str] = frozenset()
 
 
 def changes(tuner: Tuner[Config], adapter: AdapterFacts, base: BaseFacts, names: Names) -> Changes:
@@ -83,7 +88,7 @@ def changes(tuner: Tuner[Config], adapter: AdapterFacts, base: BaseFacts, names:
     def refuse() -> None:
         misfits.refuse_any(places, adapter.config, base.config, len(adapter.tensors))
 
-    _check_tensors(adapter, keys, misfits, tuner.keeps_nothing)
+    _check_tensors(tuner, adapter, keys, misfits)
     refuse()
     context = replace(context, wholes=wholes(context, keys))
     edits = [*tuner.edits(context, keys.layers), *token_edits(context, keys)]
@@ -119,17 +124,23 @@ def _shape(adapter: AdapterFacts, key: str) -> tuple[int, ...]:
     return tuple(adapter.tensors[key].shape)
 
 
-def _check_tensors(adapter: AdapterFacts, keys: Keys, misfits: Misfits, may_be_empty: bool) -> None:
+def _check_tensors(tuner: Tuner[Any], adapter: AdapterFacts, keys: Keys, misfits: Misfits) -> None:
     if not adapter.tensors or not (keys.layers or keys.parameters or keys.tokens):
         raise BadInput(
             f"The adapter {adapter.path} holds no tensor that a merge could use.",
             why="It was saved before training, or without its weights gathered (DeepSpeed ZeRO-3).",
             hint="Save it again from the training run.",
         )
-    for key in adapter.tensors:
+    other = {
+        key for parts in keys.layers for part, key in parts.tensors.items() if part in tuner.places
+    }
+    other.update(keys.idle)
+    for key, facts in adapter.tensors.items():
         shape = _shape(adapter, key)
-        if math.prod(shape) == 0 and not may_be_empty:
+        if math.prod(shape) == 0 and not tuner.keeps_nothing:
             misfits.add(key, f"is empty, of shape {shape}", "empty")
+        if not facts.dtype.startswith(_FLOATS) and key not in other:
+            misfits.add(key, f"has dtype {facts.dtype}, but its values are floats", "dtype")
     for key in keys.twice:
         misfits.add(key, "is a second tensor for the same place", "unknown")
 
@@ -151,13 +162,15 @@ def _check_conflicts(context: Reading[Any], edits: Sequence[Edit], keys: Keys) -
 
 
 def _notes(context: Reading[Any], keys: Keys) -> list[str]:
+    notes = untouched_note(context, keys)
     extra = unlisted(context, keys)
     if not extra:
-        return []
+        return notes
     shown = ", ".join(extra[:_SHOWN]) + (" and others" if len(extra) > _SHOWN else "")
     return [
+        *notes,
         f"The adapter holds {len(extra)} whole parameters that its configuration does not "
-        f"mention ({shown}); they replace the base's, as PEFT does on load."
+        f"mention ({shown}); they replace the base's, as PEFT does on load.",
     ]
 
 

@@ -62,11 +62,14 @@ class ModuleNames:
     """`Names` where the checkpoint is the state dict of a module."""
 
     def __init__(self, module: nn.Module) -> None:
-        self.modules = dict(module.named_modules())
+        self.held = dict(module.named_modules())
         self.shapes = {n: tuple(v.shape) for n, v in module.state_dict().items()}
 
+    def modules(self) -> list[str]:
+        return list(self.held)
+
     def layer(self, module: str) -> Layer | None:
-        found = self.modules.get(module)
+        found = self.held.get(module)
         if found is None:
             return None
         kind = next((known for known in KINDS if isinstance(found, known)), type(found))

@@ -18,23 +18,20 @@ from remerge.adapters.tuners.ia3 import Scaled
 from remerge.adapters.tuners.loha import HadamardProduct
 from remerge.adapters.tuners.lokr import KroneckerProduct
 from remerge.adapters.tuners.miss import BlockAffine, Repeated
+from remerge.adapters.tuners.places import Scattered
 from remerge.adapters.tuners.road import PairsTurned
 from remerge.adapters.tuners.rotation import Rotated, Rotation
-from remerge.adapters.tuners.shira import SparseAdded
 from remerge.adapters.tuners.weights import Turned
 
 ROWS, COLS = 12, 18
+# Some of them twice.
+PLACES = torch.arange(30) * 29 % 20 * 10
+PREPARED = {"places": PLACES}
 
 
 def factor(rows: int, cols: int) -> Factor:
     values = torch.randn(rows, cols, dtype=torch.float64)
     return Factor((rows, cols), lambda: values)
-
-
-def places() -> Factor:
-    flat = torch.randperm(ROWS * COLS)[:30].sort().values
-    values = torch.stack((flat // COLS, flat % COLS, torch.randn(30))).to(torch.float64)
-    return Factor((3, 30), lambda: values)
 
 
 STEPS: dict[str, Callable[[], BlockStep]] = {
@@ -56,7 +53,7 @@ STEPS: dict[str, Callable[[], BlockStep]] = {
     "affine": lambda: BlockAffine(factor(ROWS, 3), 3),
     "granular": lambda: Granular(factor(3 * 6, 4), factor(COLS, 6), 3, 0.5),
     "modulated": lambda: Modulated(factor(ROWS, 2), factor(2, COLS)),
-    "sparse": lambda: SparseAdded(places()),
+    "scattered": lambda: Scattered(factor(30, 1), PLACES.clone, (ROWS, COLS), 0.5),
     "turned": lambda: Turned(Modulated(factor(COLS, 2), factor(2, ROWS))),
 }
 
@@ -76,7 +73,7 @@ def test_a_step_follows_its_parameter(name: str, permuted: str, transposed: bool
         pytest.skip("a band of rows must lie together")
     weight = torch.randn(ROWS, COLS, dtype=torch.float64)
     wanted = weight.clone()
-    step.change(wanted, range(ROWS), range(COLS), load, {})
+    step.change(wanted, range(ROWS), range(COLS), load, PREPARED)
     assert not torch.equal(wanted, weight)
 
     rows = torch.randperm(ROWS) if permuted == "rows" else torch.arange(ROWS)
@@ -98,7 +95,7 @@ def test_a_step_follows_its_parameter(name: str, permuted: str, transposed: bool
             some = placed.widen(some)
             assert some.start == first
         window = Window(some, range(wide))
-        placed.apply(tensor[some.start : some.stop], window, load, {})
+        placed.apply(tensor[some.start : some.stop], window, load, PREPARED)
         first = some.stop
     torch.testing.assert_close(tensor[2:-3], expected, rtol=1e-12, atol=1e-12)
     assert not tensor[:2].any() and not tensor[-3:].any()

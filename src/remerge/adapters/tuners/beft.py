@@ -10,7 +10,8 @@ from remerge.adapters.edits import Context, Edit
 from remerge.adapters.factors import matrix
 from remerge.adapters.keys import Parts
 from remerge.adapters.tuner import Tuner
-from remerge.adapters.tuners.dense import dense_layer, has_shape, part_keys
+from remerge.adapters.tuners.dense import dense_layer, part_keys
+from remerge.adapters.tuners.weights import fits
 from remerge.errors import Unsupported
 
 
@@ -21,7 +22,7 @@ def _edits(context: Context, layers: Sequence[Parts]) -> list[Edit]:
         names = context.all_of(parts, "bias", prefix="beft_")
         if dense is None or names is None:
             continue
-        if not has_shape(context, names[0], (1, dense.outputs), dense):
+        if not fits(context, names[0], (1, dense.outputs), dense):
             continue
         if context.shape(dense.bias) is None:
             raise Unsupported(

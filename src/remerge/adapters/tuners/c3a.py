@@ -19,7 +19,8 @@ from remerge.adapters.factors import matrix
 from remerge.adapters.keys import Parts
 from remerge.adapters.regions import Index
 from remerge.adapters.tuner import Tuner
-from remerge.adapters.tuners.dense import dense_layer, has_shape, part_keys
+from remerge.adapters.tuners.dense import dense_layer, part_keys
+from remerge.adapters.tuners.weights import fits
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def _edits(context: Context, layers: Sequence[Parts]) -> list[Edit]:
             context.misfits.add(names[0], problem, "shape")
             continue
         rows, cols = dense.outputs // size, dense.inputs // size
-        if has_shape(context, names[0], (rows, cols, size), dense):
+        if fits(context, names[0], (rows, cols, size), dense):
             kernel = matrix(context.adapter, names[0], (rows, dense.inputs))
             edits.append(Edit(dense.parameter, (Circulant(kernel, size),)))
     return edits

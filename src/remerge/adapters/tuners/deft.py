@@ -22,8 +22,9 @@ from remerge.adapters.facts import AdapterFacts, FactorShapes
 from remerge.adapters.keys import Parts
 from remerge.adapters.regions import Index
 from remerge.adapters.tuner import Tuner
-from remerge.adapters.tuners.dense import dense_layer, have_shapes, part_keys, stored_shape
+from remerge.adapters.tuners.dense import dense_layer, part_keys, stored_shape
 from remerge.adapters.tuners.gathered import projected
+from remerge.adapters.tuners.weights import all_fit
 
 # torch ships no types for it.
 _LINALG: Any = torch.linalg
@@ -95,7 +96,7 @@ def _edit(context: Context, parts: Parts) -> list[Edit]:
         return []
     rank = min(config.r, dense.outputs)
     shapes = (dense.outputs, rank), (rank, dense.inputs)
-    if not have_shapes(context, dense, dict(zip(names, shapes, strict=False))):
+    if not all_fit(context, dense, dict(zip(names, shapes, strict=False))):
         return []
     # An alpha of 0 counts as none.
     scale = config.alpha / rank if config.alpha else 1.0

@@ -18,7 +18,8 @@ from remerge.adapters.facts import AdapterFacts, FactorShapes
 from remerge.adapters.keys import Parts
 from remerge.adapters.patterns import Patterns
 from remerge.adapters.tuner import Tuner
-from remerge.adapters.tuners.dense import dense_layer, have_shapes, part_keys, stored_shape
+from remerge.adapters.tuners.dense import dense_layer, part_keys, stored_shape
+from remerge.adapters.tuners.weights import all_fit
 
 # Norms below this count as this.
 _LEAST = 1e-4
@@ -56,7 +57,7 @@ def _edit(context: Context, parts: Parts) -> list[Edit]:
         return []
     rank = context.config.ranks.value(parts.module, context.config.r)
     wanted = (rank, dense.inputs), (dense.outputs, rank), (1,), (dense.inputs,)
-    if not have_shapes(context, dense, dict(zip(names, wanted, strict=True))):
+    if not all_fit(context, dense, dict(zip(names, wanted, strict=True))):
         return []
 
     def right() -> torch.Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 
 from remerge.adapters.edits import Context
 from remerge.adapters.facts import AdapterFacts
@@ -19,33 +18,12 @@ def dense_layer(context: Context, parts: Parts, conv1d: bool = True) -> Weight |
     return weight_of(context, parts, ("Linear", "Conv1D") if conv1d else ("Linear",))
 
 
-def has_shape(
-    context: Context, tensor: str, wanted: tuple[int, ...], where: Weight, kind: str = "shape"
-) -> bool:
-    """Whether a stored tensor of floats has the shape that the layer asks for; a misfit if not."""
-    found = context.stored(tensor)
-    size = f"{where.module} with {where.outputs} outputs and {where.inputs} inputs"
-    if found != wanted:
-        context.misfits.add(tensor, f"has shape {found}, but {size} needs {wanted}", kind)
-        return False
-    return has_kind(context, tensor, integers=False)
-
-
-def have_shapes(
-    context: Context, where: Weight, wanted: Mapping[str, tuple[int, ...]], kind: str = "shape"
-) -> bool:
-    """As `has_shape` for several tensors; every one that does not fit is a misfit."""
-    fit = [has_shape(context, name, shape, where, kind) for name, shape in wanted.items()]
-    return all(fit)
-
-
-def has_kind(context: Context, tensor: str, integers: bool) -> bool:
-    """Whether a stored tensor holds integers (or floats, without ``integers``); a misfit if not."""
+def holds_integers(context: Context, tensor: str) -> bool:
+    """Whether a stored tensor holds integers; a misfit if not."""
     dtype = context.adapter.tensors[tensor].dtype
-    if dtype in _INTEGERS if integers else dtype.startswith(("F", "BF")):
+    if dtype in _INTEGERS:
         return True
-    wanted = "integers" if integers else "floats"
-    context.misfits.add(tensor, f"has dtype {dtype}, but its values are {wanted}", "unknown")
+    context.misfits.add(tensor, f"has dtype {dtype}, but its values are integers", "dtype")
     return False
 
 

@@ -21,9 +21,9 @@ from remerge.adapters.factors import made, matrix
 from remerge.adapters.keys import Parts
 from remerge.adapters.regions import Index, Region
 from remerge.adapters.tuner import Tuner
-from remerge.adapters.tuners.dense import dense_layer, have_shapes
+from remerge.adapters.tuners.dense import dense_layer
 from remerge.adapters.tuners.hira import Modulated
-from remerge.adapters.tuners.weights import Weight
+from remerge.adapters.tuners.weights import Weight, all_fit
 from remerge.errors import Unsupported
 
 _KEY = re.compile(
@@ -138,12 +138,12 @@ def _path(
     (rows, cols), rank = size, context.config.r
     if form == "lora":
         shapes = dict(zip(names, ((rows, rank), (rank, cols)), strict=True))
-        if not have_shapes(context, dense, shapes):
+        if not all_fit(context, dense, shapes):
             return None
         return matrix(context.adapter, names[0]), matrix(context.adapter, names[1])
     # The paths of the bias alone are vectors of one axis.
     wanted = (1,) if form == "constant" else (rows,) if path in "DE" else (rows, 1)
-    if not have_shapes(context, dense, {names[0]: wanted}):
+    if not all_fit(context, dense, {names[0]: wanted}):
         return None
     ones = made((1, cols), lambda: torch.ones(1, cols))
     if form == "vector":

@@ -22,9 +22,9 @@ from remerge.adapters.factors import made, matrix
 from remerge.adapters.keys import Keys, Parts
 from remerge.adapters.regions import Index
 from remerge.adapters.tuner import Tuner
-from remerge.adapters.tuners.dense import dense_layer, have_shapes
+from remerge.adapters.tuners.dense import dense_layer
 from remerge.adapters.tuners.gathered import svd_bytes, whole
-from remerge.adapters.tuners.weights import Weight
+from remerge.adapters.tuners.weights import Weight, all_fit
 
 # torch ships no types for it.
 _LINALG: Any = torch.linalg
@@ -92,7 +92,7 @@ def _edit(context: Context, parts: Parts, dense: Weight) -> list[Edit]:
     most, stored = min(dense.outputs, dense.inputs), context.stored(names[1])
     count = min(stored[0], most) if stored else most
     shapes = (dense.outputs, count), (count,), (count, dense.inputs)
-    if not have_shapes(context, dense, dict(zip(names, shapes, strict=True))):
+    if not all_fit(context, dense, dict(zip(names, shapes, strict=True))):
         return []
     basis, values = matrix(context.adapter, names[0]), matrix(context.adapter, names[1], (1, count))
     left = made(basis.shape, lambda: basis.read() * values.read())

@@ -23,9 +23,9 @@ from remerge.adapters.factors import matrix
 from remerge.adapters.keys import Parts
 from remerge.adapters.regions import Index
 from remerge.adapters.tuner import Tuner
-from remerge.adapters.tuners.dense import dense_layer, have_shapes
+from remerge.adapters.tuners.dense import dense_layer
 from remerge.adapters.tuners.gathered import projected
-from remerge.adapters.tuners.weights import Weight
+from remerge.adapters.tuners.weights import Weight, all_fit
 from remerge.errors import Unsupported
 
 _KEY = re.compile(
@@ -117,7 +117,7 @@ def _edit(context: Context, parts: Parts, dense: Weight) -> list[Edit]:
         return []
     shapes = dict.fromkeys(names[2:], (config.r, config.r))
     shapes |= {names[0]: (config.r, dense.outputs), names[1]: (dense.outputs, config.r)}
-    if not have_shapes(context, dense, shapes):
+    if not all_fit(context, dense, shapes):
         return []
     down, up, *inner = (matrix(context.adapter, name) for name in names)
     middle = tuple(inner[: config.depth]), tuple(inner[config.depth :])

@@ -24,10 +24,10 @@ from remerge.adapters.factors import matrix
 from remerge.adapters.keys import Keys, Parts
 from remerge.adapters.regions import Index
 from remerge.adapters.tuner import Tuner
-from remerge.adapters.tuners.dense import dense_layer, has_shape, have_shapes
+from remerge.adapters.tuners.dense import dense_layer
 from remerge.adapters.tuners.gathered import svd_bytes, whole
 from remerge.adapters.tuners.places import Seed
-from remerge.adapters.tuners.weights import Weight
+from remerge.adapters.tuners.weights import Weight, all_fit, fits
 
 # torch ships no types for it.
 _LINALG: Any = torch.linalg
@@ -178,8 +178,8 @@ def _edit(context: Context, parts: Parts, dense: Weight) -> list[Edit]:
         context.misfits.add(names[0], problem, "rank")
         return []
     size = (rank * (rank - 1) // 2,) if config.psoft_orth else (rank, rank)
-    fits = has_shape(context, names[0], size, dense, "rank")
-    if not have_shapes(context, dense, dict.fromkeys(names[1:], (rank,)), "rank") or not fits:
+    fit = fits(context, names[0], size, dense, "rank")
+    if not all_fit(context, dense, dict.fromkeys(names[1:], (rank,)), "rank") or not fit:
         return []
     shape = (size[0], 1) if len(size) == 1 else size
     weight = matrix(context.adapter, names[0], shape)

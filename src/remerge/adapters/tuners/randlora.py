@@ -22,10 +22,10 @@ from remerge.adapters.factors import made, matrix
 from remerge.adapters.keys import Parts
 from remerge.adapters.regions import Index
 from remerge.adapters.tuner import Tuner
-from remerge.adapters.tuners.dense import dense_layer, has_shape, part_keys
+from remerge.adapters.tuners.dense import dense_layer, part_keys
 from remerge.adapters.tuners.places import Seed
 from remerge.adapters.tuners.shared import check_drawn, held, largest, projection, split_shared
-from remerge.adapters.tuners.weights import Weight
+from remerge.adapters.tuners.weights import Weight, fits
 
 # How many of the terms are summed at a time: their factors never exist whole.
 _TERMS = 512
@@ -106,8 +106,8 @@ def _edit(context: Context, parts: Parts, dense: Weight, a: Factor, b: Factor) -
         return []
     rank, least = context.config.r, min(dense.outputs, dense.inputs)
     bases = math.ceil(least / rank)
-    fits = has_shape(context, names[0], (rank, bases), dense, "rank")
-    if not has_shape(context, names[1], (bases, least), dense) or not fits:
+    fit = fits(context, names[0], (rank, bases), dense, "rank")
+    if not fits(context, names[1], (bases, least), dense) or not fit:
         return []
     weights, gamma = (matrix(context.adapter, name) for name in names)
     # A' runs along the inputs where they are no more than the outputs.

@@ -8,7 +8,6 @@ import torch
 
 from remerge.adapters.edits import Context
 from remerge.adapters.keys import Parts
-from remerge.adapters.tuners.dense import has_kind
 from remerge.adapters.tuners.weights import Weight
 from remerge.errors import Unsupported
 from remerge.sources.dtypes import torch_dtype
@@ -45,8 +44,6 @@ def projection(
     found = context.stored(name)
     if found != wanted:
         context.misfits.add(name, f"has shape {found}, but the layers need {wanted}", "shape")
-        return None
-    if not has_kind(context, name, integers=False):
         return None
     return lambda: context.recent(name)
 

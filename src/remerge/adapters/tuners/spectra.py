@@ -10,7 +10,6 @@ from pydantic import Field
 
 from remerge.adapters.edits import Context
 from remerge.adapters.keys import Parts
-from remerge.adapters.tuners.dense import has_kind
 from remerge.adapters.tuners.places import MOST_PLACES, shuffled
 from remerge.adapters.tuners.weights import Weight
 from remerge.errors import Unsupported
@@ -39,7 +38,7 @@ def spectrum(
     Raises `Unsupported` for a layer so large that their places cannot be drawn alone.
     """
     names = context.all_of(parts, "spectrum", prefix=prefix)
-    if names is None or not has_kind(context, names[0], integers=False):
+    if names is None:
         return None
     found, most = context.stored(names[0]), dense.outputs * dense.inputs
     if len(found) != 1 or found[0] > most or (counts and found[0] not in counts):

@@ -16,9 +16,9 @@ from remerge.adapters.edits import Edit, Reading
 from remerge.adapters.factors import matrix
 from remerge.adapters.keys import Parts
 from remerge.adapters.tuner import Tuner
-from remerge.adapters.tuners.dense import dense_layer, has_kind, have_shapes
+from remerge.adapters.tuners.dense import dense_layer, holds_integers
 from remerge.adapters.tuners.places import Scattered
-from remerge.adapters.tuners.weights import Weight
+from remerge.adapters.tuners.weights import Weight, all_fit
 from remerge.errors import BadInput, Unsupported
 
 _KEY = re.compile(
@@ -69,14 +69,14 @@ def _edit(context: Context, parts: Parts, dense: Weight) -> list[Edit]:
         return []
     indices, values = names[:2]
     count = context.stored(indices)
-    if len(count) != 1 or not has_kind(context, indices, integers=True):
+    if len(count) != 1 or not holds_integers(context, indices):
         context.misfits.add(indices, f"has shape {count}, but is a list of places", "shape")
         return []
     shapes = {values: count}
     if rank is not None:
         shapes |= {names[2]: (rank, dense.inputs), names[3]: (dense.outputs, rank)}
         scale = (context.config.lora_alpha or 0.0) / rank
-    if not have_shapes(context, dense, shapes):
+    if not all_fit(context, dense, shapes):
         return []
 
     def places() -> torch.Tensor:
@@ -106,4 +106,11 @@ def _check(config: SupertuningConfig, raw: Mapping[str, Any]) -> None:
         )
 
 
-SUPERTUNING = Tuner("supertuning", SupertuningConfig, _layer_key, _edits, check=_check)
+SUPERTUNING = Tuner(
+    "supertuning",
+    SupertuningConfig,
+    _layer_key,
+    _edits,
+    check=_check,
+    places=frozenset({"indices"}),
+)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 
 from remerge.adapters.config import PeftConfig
 from remerge.adapters.edits import Context, Reading
-from remerge.adapters.patterns import is_whole
+from remerge.adapters.patterns import among
 from remerge.errors import Unsupported
 
 _PLAIN = re.compile(r"[\w.]+")
@@ -52,9 +52,9 @@ def targets(context: Reading[TargetConfig], kinds: Collection[str]) -> list[str]
         raise _unclear("modules_to_save holds regular expressions")
     found: list[str] = []
     for module in context.names.modules():
-        if not _among(module, asked, "target_modules"):
+        if not among(module, asked, "target_modules"):
             continue
-        if _among(module, config.exclude_modules or [], "exclude_modules"):
+        if among(module, config.exclude_modules or [], "exclude_modules"):
             continue
         if any(f".{name}." in f".{module}." for name in saved):
             continue
@@ -65,12 +65,6 @@ def targets(context: Reading[TargetConfig], kinds: Collection[str]) -> list[str]
     if not found:
         raise _unclear("no module of the model is named by target_modules")
     return found
-
-
-def _among(module: str, wanted: Sequence[str] | str, field: str) -> bool:
-    if isinstance(wanted, str):
-        return is_whole(field, wanted, module)
-    return module in wanted or module.endswith(tuple(f".{name}" for name in wanted))
 
 
 def _unclear(why: str) -> Unsupported:

@@ -20,10 +20,9 @@ from remerge.adapters.edits import Edit, Reading
 from remerge.adapters.factors import made, matrix
 from remerge.adapters.keys import Parts
 from remerge.adapters.tuner import Tuner
-from remerge.adapters.tuners.dense import has_kind
 from remerge.adapters.tuners.shared import check_drawn, held, projection, split_shared
 from remerge.adapters.tuners.targets import in_order
-from remerge.adapters.tuners.weights import Weight, fits, weight_of
+from remerge.adapters.tuners.weights import Weight, all_fit, weight_of
 
 _KEY = re.compile(
     r"(?P<module>.+)\.tinylora_(?:(?P<part>[ABP])(?:\.[^.]+)?|v(?:\.[^.]+)?\.(?P<group>\d+))"
@@ -97,8 +96,7 @@ def _edit(
     rank = context.stored(a)[0] if context.stored(a) else 0
     shapes = {a: (rank, weight.inputs), b: (weight.outputs, rank)}
     shapes |= dict.fromkeys(names[2:], (context.config.u, rank, rank))
-    fit = [fits(context, n, s, weight) and has_kind(context, n, False) for n, s in shapes.items()]
-    if not all(fit):
+    if not all_fit(context, weight, shapes):
         return []
     if len(names) > 2:
         read = partial(context.adapter.read, names[2])

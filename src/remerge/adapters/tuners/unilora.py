@@ -21,10 +21,10 @@ from remerge.adapters.edits import Edit, Reading
 from remerge.adapters.factors import made
 from remerge.adapters.keys import Keys, Parts
 from remerge.adapters.tuner import Tuner
-from remerge.adapters.tuners.dense import dense_layer, has_kind, have_shapes, part_keys
+from remerge.adapters.tuners.dense import dense_layer, holds_integers, part_keys
 from remerge.adapters.tuners.shared import check_drawn, held, projection, split_shared
 from remerge.adapters.tuners.targets import TargetConfig, targets
-from remerge.adapters.tuners.weights import Weight
+from remerge.adapters.tuners.weights import Weight, all_fit
 from remerge.errors import BadInput
 
 # What numpy's generators take; torch's are not used here.
@@ -62,10 +62,10 @@ def _stored(context: Context, parts: Parts, theta: Callable[[], torch.Tensor]) -
     if dense is None or names is None:
         return []
     shape_a, shape_b = _shapes(context, dense)
-    if not have_shapes(context, dense, {names[2]: shape_a, names[3]: shape_b}):
+    if not all_fit(context, dense, {names[2]: shape_a, names[3]: shape_b}):
         return []
     for name, shape in zip(names[:2], (shape_a, shape_b), strict=True):
-        if not has_kind(context, name, integers=True):
+        if not holds_integers(context, name):
             return []
         if context.stored(name) != shape:
             problem = f"has shape {context.stored(name)}, but {dense.module} needs {shape}"
@@ -164,4 +164,5 @@ UNILORA = Tuner(
     _edits,
     notes=_notes,
     ordered=True,
+    places=frozenset({"indices_A", "indices_B"}),
 )

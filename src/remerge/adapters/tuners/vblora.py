@@ -19,9 +19,9 @@ from remerge.adapters.edits import Edit, Reading
 from remerge.adapters.factors import made
 from remerge.adapters.keys import Parts
 from remerge.adapters.tuner import Tuner
-from remerge.adapters.tuners.dense import dense_layer, has_kind, has_shape
+from remerge.adapters.tuners.dense import dense_layer, holds_integers
 from remerge.adapters.tuners.shared import projection, split_shared
-from remerge.adapters.tuners.weights import Weight
+from remerge.adapters.tuners.weights import Weight, fits
 from remerge.errors import BadInput
 
 _INDICES, _WEIGHTS = "_topk_indices", "_topk_weights"
@@ -107,7 +107,7 @@ def _pieces(
     count, topk, read = context.config.num_vectors, context.config.topk, context.adapter.read
     if not context.config.save_only_topk_weights:
         names = context.all_of(parts, part, prefix="vblora_")
-        if names is None or not has_shape(context, names[0], (*shape, count), dense):
+        if names is None or not fits(context, names[0], (*shape, count), dense):
             return None
         logits = names[0]
 
@@ -126,9 +126,9 @@ def _pieces(
             indices, f"has shape {found}, but {dense.module} needs {wanted}", "shape"
         )
         return None
-    if not has_kind(context, indices, integers=True):
+    if not holds_integers(context, indices):
         return None
-    if not has_shape(context, weights, (*shape, topk - 1), dense):
+    if not fits(context, weights, (*shape, topk - 1), dense):
         return None
 
     def from_top() -> tuple[torch.Tensor, torch.Tensor]:
@@ -145,4 +145,11 @@ def _pieces(
 
 
 # With topk 1 the weights that are saved are none: all but the last.
-VBLORA = Tuner("vblora", VBLoRAConfig, _layer_key, _edits, keeps_nothing=True)
+VBLORA = Tuner(
+    "vblora",
+    VBLoRAConfig,
+    _layer_key,
+    _edits,
+    keeps_nothing=True,
+    places=frozenset({"logits_A" + _INDICES, "logits_B" + _INDICES}),
+)

@@ -19,10 +19,10 @@ from remerge.adapters.edits import Edit, Reading
 from remerge.adapters.factors import made
 from remerge.adapters.keys import Parts
 from remerge.adapters.tuner import Tuner
-from remerge.adapters.tuners.dense import dense_layer, has_shape, part_keys
+from remerge.adapters.tuners.dense import dense_layer, part_keys
 from remerge.adapters.tuners.places import Seed
 from remerge.adapters.tuners.shared import check_drawn, held, largest, projection, split_shared
-from remerge.adapters.tuners.weights import Weight
+from remerge.adapters.tuners.weights import Weight, fits
 
 
 class VeraConfig(PeftConfig):
@@ -60,8 +60,8 @@ def _edit(
         return []
     by_output, by_rank = names
     rank = context.config.r
-    fits = has_shape(context, by_output, (dense.outputs,), dense)
-    if not has_shape(context, by_rank, (halves * rank,), dense, "rank") or not fits:
+    fit = fits(context, by_output, (dense.outputs,), dense)
+    if not fits(context, by_rank, (halves * rank,), dense, "rank") or not fit:
         return []
     left = _scaled(context, (dense.outputs, rank), by_output, pair.b)
     right = _scaled(context, (rank, dense.inputs), by_rank, pair.a)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -92,16 +92,27 @@ def weight_of(context: Context, parts: Parts, kinds: Collection[str]) -> Weight 
     return None
 
 
-def fits(context: Context, tensor: str, wanted: tuple[int, ...], weight: Weight) -> bool:
+def fits(
+    context: Context, tensor: str, wanted: tuple[int, ...], weight: Weight, kind: str = "shape"
+) -> bool:
     """Whether a stored tensor has the shape that the layer asks for; a misfit where it has not."""
     found = context.stored(tensor)
     if found == wanted:
         return True
     near = len(found) == len(wanted) and sum(a != b for a, b in zip(found, wanted, strict=True)) < 2
-    kind = "vocabulary" if near and counts_tokens(weight.parameter) else "shape"
+    if near and counts_tokens(weight.parameter):
+        kind = "vocabulary"
     problem = f"has shape {found}, but {weight.parameter} of shape {weight.shape} needs {wanted}"
     context.misfits.add(tensor, problem, kind)
     return False
+
+
+def all_fit(
+    context: Context, weight: Weight, wanted: Mapping[str, tuple[int, ...]], kind: str = "shape"
+) -> bool:
+    """As `fits` for several tensors; every one that does not fit is a misfit."""
+    fit = [fits(context, name, shape, weight, kind) for name, shape in wanted.items()]
+    return all(fit)
 
 
 def has_rank(context: Context, tensor: str, axis: int, rank: int) -> bool:
