@@ -21,7 +21,7 @@ from remerge.sources.checkpoint import open_checkpoint
 from remerge.sources.codecs.codec import Encodes
 from remerge.sources.codecs.formats import find_codecs
 from remerge.sources.reading import Reader
-from tests.sources.codecs.checks import check_ranges, same, source, stored, whole
+from tests.sources.codecs.checks import check_ranges, encoded, same, source, stored, whole
 
 # The library compiles its fallback for odd widths, which takes seconds and changes no bit.
 torch._dynamo.config.disable = True
@@ -259,7 +259,21 @@ def test_conv1d_layers_read_as_the_unquantised_checkpoint_stores_them(
     assert same(whole(codecs["h.0.attn.c_proj.weight"], reader), values.T)
     assert same(whole(codecs["score.weight"], reader), values)
     check_ranges(codecs["h.0.attn.c_proj.weight"], reader)
-    assert not isinstance(codecs["h.0.attn.c_proj.weight"], Encodes)
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_conv1d_layers_are_written_as_the_library_writes_their_transpose(
+    tmp_path: Path, kind: str
+) -> None:
+    def parts(weight: torch.Tensor) -> dict[str, torch.Tensor]:
+        found = int8(weight) if kind == "int8" else four_bit(weight, "nf4", 64, False)[0]
+        return {name.replace("x.", "h.0.attn.c_proj.", 1): t for name, t in found.items()}
+
+    codecs, _ = stored(tmp_path, parts(torch.randn(72, 48)), CONFIG | {"model_type": "gpt2"})
+    codec, merged = codecs["h.0.attn.c_proj.weight"], torch.randn(48, 72)
+    found, wanted = encoded(codec, merged), parts(merged.T.contiguous())
+    for role, tensor in found.items():
+        assert same(tensor, wanted[codec.parts[role].name])
 
 
 @pytest.mark.parametrize("eight", [False, True])

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from remerge.sources.checkpoint import StoredTensor
-from remerge.sources.codecs.codec import Codec, Read
+from remerge.sources.codecs.codec import Codec, Encodes, Read, Values
 from remerge.sources.documents import as_object
 from remerge.sources.dtypes import torch_dtype
 
@@ -27,7 +27,7 @@ _BAND = 2**20
 
 @dataclass(frozen=True)
 class Transposed:
-    """A matrix whose codes hold its transpose. It is read only: blocks run across its rows."""
+    """A matrix whose codes hold its transpose."""
 
     inner: Codec
 
@@ -63,11 +63,54 @@ class Transposed:
         return block.view(-1)[first - start * rows :][:count]
 
 
+@dataclass(frozen=True)
+class TransposedWriter(Transposed):
+    """One whose format can be written."""
+
+    encoder: Encodes
+
+    @property
+    def rewritten(self) -> frozenset[str]:
+        return self.encoder.rewritten
+
+    def measure(self, values: Values) -> dict[str, torch.Tensor]:
+        return self.encoder.measure(self._turned(values))
+
+    def encode(
+        self,
+        role: str,
+        values: Values,
+        measured: Mapping[str, torch.Tensor],
+        first: int,
+        count: int,
+    ) -> torch.Tensor:
+        return self.encoder.encode(role, self._turned(values), measured, first, count)
+
+    def _turned(self, values: Values) -> Values:
+        """The merged tensor's values in the order of the codes. Each range of them is gathered
+        from the whole tensor, which is small in every model that has a Conv1D."""
+        rows, width = self.inner.shape
+
+        def turned(first: int, count: int) -> torch.Tensor:
+            start, stop = first // width, -(-(first + count) // width)
+            block = torch.empty((stop - start, width), dtype=torch.float64)
+            step = max(_BAND // rows, 1)
+            for at in range(0, width, step):
+                band = min(step, width - at)
+                merged = values(at * rows, band * rows).view(band, rows)
+                block[:, at : at + band] = merged[:, start:stop].T
+            return block.view(-1)[first - start * width :][:count]
+
+        return turned
+
+
 def as_stored(config: Mapping[str, Any], codec: Codec) -> Codec:
     """The codec in the orientation of the checkpoint that is not quantised."""
-    if len(codec.shape) == 2 and _is_conv1d(config, codec.name):
-        return Transposed(codec)
-    return codec
+    if len(codec.shape) != 2 or not _is_conv1d(config, codec.name):
+        return codec
+    if isinstance(codec, Encodes):
+        return TransposedWriter(codec, codec)
+    return Transposed(codec)
 
 
 def _is_conv1d(config: Mapping[str, Any], name: str) -> bool:
