@@ -10,6 +10,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from remerge.adapters.adapter import open_adapter
+from remerge.errors import BadInput
 from tests.adapters.converters.place import (
     HIDDEN,
     Tensors,
@@ -99,3 +100,10 @@ def test_a_value_head_among_the_factors_is_left_out_and_named(tmp_path: Path, pr
     adapter = _check(tmp_path, tensors, a, b)
     assert f"{prefix}v_head.summary.weight" in open_adapter(adapter).notes[0]
     assert set(open_adapter(adapter).tensors) == {a, b}
+
+
+def test_several_files_of_weights_are_no_one_adapter(tmp_path: Path) -> None:
+    for name in ("ink", "oil"):
+        write_adapter(tmp_path / "loras", f"{name}.safetensors", {"x": rand(2, 2)})
+    with pytest.raises(BadInput, match=r"2 files of weights: ink.safetensors, oil.safetensors"):
+        open_adapter(tmp_path / "loras")

@@ -75,4 +75,10 @@ def adapter_folder(path: Path) -> Path:
             f"{path} is a base checkpoint, not an adapter (it has config.json, no {CONFIG}).",
             hint="The base comes first: remerge merge BASE ADAPTER -o OUT.",
         )
+    weights = sorted(file.name for file in path.glob("*.safetensors"))
+    if len(weights) > 1:
+        raise BadInput(
+            f"{path} has no {CONFIG}, and {len(weights)} files of weights: {', '.join(weights[:8])}.",
+            hint="Put the one to merge into a directory of its own.",
+        )
     raise BadInput(f"{path} has no {CONFIG}.", why="It is not a PEFT adapter.")
