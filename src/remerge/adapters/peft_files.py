@@ -78,7 +78,8 @@ def adapter_folder(path: Path) -> Path:
     weights = sorted(file.name for file in path.glob("*.safetensors"))
     if len(weights) > 1:
         raise BadInput(
-            f"{path} has no {CONFIG}, and {len(weights)} files of weights: {', '.join(weights[:8])}.",
+            f"{path} has no {CONFIG}, and {len(weights)} files of weights: "
+            f"{', '.join(weights[:8])}.",
             hint="Put the one to merge into a directory of its own.",
         )
     raise BadInput(f"{path} has no {CONFIG}.", why="It is not a PEFT adapter.")
