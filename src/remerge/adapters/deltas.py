@@ -266,9 +266,10 @@ class Rounded:
         tile.copy_(tile.to(torch.float32).to(self.dtype))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Change:
-    """All that happens to one tensor of the output.
+    """All that happens to one tensor of the output. Each is equal to itself alone: steps may hold
+    arrays, which have no hash.
 
     ``shape`` and ``dtype`` (a safetensors dtype name, e.g. ``BF16``) are the output's before
     ``--dtype``; ``view`` is the matrix the steps work on. ``reads_base`` is False when the first

@@ -30,7 +30,7 @@ from remerge.adapters.tuners.ia3 import IA3
 from remerge.adapters.tuners.ln_tuning import LN_TUNING
 from remerge.adapters.tuners.loha import LOHA
 from remerge.adapters.tuners.lokr import LOKR
-from remerge.adapters.tuners.miss import MISS
+from remerge.adapters.tuners.miss import BONE, MISS
 from remerge.adapters.tuners.oft import OFT
 from remerge.adapters.tuners.osf import OSF
 from remerge.adapters.tuners.peanut import PEANUT
@@ -82,6 +82,7 @@ FAMILIES: Mapping[str, Tuner[Any]] = {
     "HRA": HRA,
     "ROAD": ROAD,
     "MISS": MISS,
+    "BONE": BONE,
     "GRALORA": GRALORA,
     "HIRA": HIRA,
     "SHIRA": SHIRA,

@@ -91,12 +91,11 @@ def test_vblora_misfits(part: str, change: Any, tmp_path: Path) -> None:
     assert not (tmp_path / "bad").exists()
 
 
-@pytest.mark.parametrize("part", ["lambda", "gamma", "A"])
-def test_randlora_misfits(part: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("key", [f"{Q}randlora_{part}" for part in ("lambda", "gamma", "A", "B")])
+def test_randlora_misfits(key: str, tmp_path: Path) -> None:
     both = merge_both(RandLoraConfig(r=7, target_modules=LAYERS), "llama", tmp_path, noise=0.03)
-    key = "base_model.randlora_A" if part == "A" else f"{Q}randlora_{part}"
     edit(both.adapter_path, lambda held: held | {key: held[key][:-1]})
-    with pytest.raises(remerge.BadInput, match=f"randlora_{part}"):
+    with pytest.raises(remerge.BadInput, match=key):
         our_merged(both.base_path, both.adapter_path, tmp_path / "bad")
     assert not (tmp_path / "bad").exists()
 

@@ -20,6 +20,7 @@ from tests.adapters.tuners.against_peft import (
     edit,
     merge_both,
     merge_saved,
+    our_merged,
     save_trained,
 )
 
@@ -148,6 +149,19 @@ CONFIGS = {
 )
 def test_the_adapters_name_left_in_keys(form: str, ends: list[str], tmp_path: Path) -> None:
     assert_name_may_stay(merge_both(CONFIGS[form], "llama", tmp_path), tmp_path, *ends)
+
+
+@pytest.mark.parametrize("init", [True, "bat"])
+def test_bone_is_miss(init: bool | str, tmp_path: Path) -> None:
+    config = MissConfig(target_modules=["q_proj", "down_proj"], r=4, init_weights=init)
+    both = merge_both(config, "llama", tmp_path)
+    edit(
+        both.adapter_path,
+        lambda held: {n.replace(".miss_", ".bone_"): v for n, v in held.items()},
+        peft_type="BONE",
+    )
+    for name, value in our_merged(both.base_path, both.adapter_path, tmp_path / "bone").items():
+        assert torch.equal(value, both.ours[name]), name
 
 
 @pytest.mark.parametrize(

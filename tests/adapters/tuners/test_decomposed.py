@@ -104,3 +104,10 @@ def test_keys_and_misfits(part: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("part", CONFIGS)
 def test_what_rests_on_lapack_says_so(part: str, tmp_path: Path) -> None:
     assert _same_stack(merge_both(CONFIGS[part], "llama", tmp_path))
+
+
+def test_psoft_beside_whole_modules(tmp_path: Path) -> None:
+    config = PsoftConfig(r=5, target_modules=LAYERS, modules_to_save=["input_layernorm"])
+    both = merge_both(config, "llama", tmp_path)
+    assert_same(both)
+    assert any("input_layernorm" in name for name in both.changed)

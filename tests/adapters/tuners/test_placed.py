@@ -26,7 +26,7 @@ from remerge.adapters.tuners.weights import Turned
 ROWS, COLS = 12, 18
 # Some of them twice.
 PLACES = torch.arange(30) * 29 % 20 * 10
-PREPARED = {"places": PLACES}
+PREPARED = dict(zip(("places", "order"), PLACES.sort(stable=True), strict=True))
 
 
 def factor(rows: int, cols: int) -> Factor:

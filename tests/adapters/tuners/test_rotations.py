@@ -241,3 +241,10 @@ def test_configurations_that_make_no_sense(
     saved = save_trained(CONFIGS[form], "llama", tmp_path)
     edit(saved.adapter_path, **options)
     assert_refused(saved, tmp_path)
+
+
+def test_more_orthogonal_planes_than_inputs(tmp_path: Path) -> None:
+    saved = save_trained(
+        HRAConfig(target_modules=["q_proj"], r=26, apply_GS=True), "llama", tmp_path
+    )
+    assert_refused(saved, tmp_path, Q, "26 planes", "24 inputs")

@@ -64,6 +64,10 @@ def _edits(context: Reading[HraConfig], layers: Sequence[Parts]) -> list[Edit]:
             and has_rank(context, name, -1, rank)
             and fits(context, name, (weight.inputs, rank), weight)
         ):
+            if context.config.apply_GS and rank > weight.inputs:
+                problem = f"{rank} planes cannot be orthogonal in the {weight.inputs} inputs of"
+                context.misfits.add(name, f"{problem} {weight.module}", "rank")
+                continue
             planes = _planes(matrix(context.adapter, name), context.config.apply_GS)
             found.append(Edit(weight.parameter, (Mirrored(planes),)))
     return found

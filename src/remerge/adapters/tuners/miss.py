@@ -120,3 +120,6 @@ def _divides(context: Context, name: str, weight: Weight, rank: int) -> bool:
 
 
 MISS = Tuner("miss", MissConfig, part_keys("miss", "block"), _edits)
+
+# Its name before PEFT 0.18, which converts by renaming (PEFT scripts/convert-bone-to-miss.py).
+BONE = Tuner("bone", MissConfig, part_keys("bone", "block"), _edits)

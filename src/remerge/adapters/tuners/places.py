@@ -63,18 +63,21 @@ class Scattered:
         return (self.values,)
 
     def prepare(self, base: BaseMatrix, load: Load) -> dict[str, torch.Tensor]:
-        """The places; only their number is the adapter's."""
-        return {"places": self.places()}
+        """The places in order, and which value each has: the same place may have several."""
+        places, order = self.places().sort(stable=True)
+        return {"places": places, "order": order}
 
     def change(
         self, block: torch.Tensor, rows: Index, cols: Index, load: Load, prepared: Prepared
     ) -> None:
-        places, width = prepared["places"], self.shape[1]
-        down, across = (
-            local(rows, self.shape[0])[places // width],
-            local(cols, width)[places % width],
-        )
+        held, width = np.asarray(rows), self.shape[1]
+        # Only the places between the block's first and last row can be in it.
+        ends = torch.tensor([int(held.min()) * width, (int(held.max()) + 1) * width])
+        first, last = (int(end) for end in torch.searchsorted(prepared["places"], ends))
+        places, order = (prepared[name][first:last] for name in ("places", "order"))
+        down = local(rows, self.shape[0])[places // width]
+        across = local(cols, width)[places % width]
         here = (down >= 0) & (across >= 0)
-        values = load(self.values)[:, 0][here.to(block.device)] * self.scale
+        values = load(self.values)[:, 0][order[here].to(block.device)] * self.scale
         at = (down[here].to(block.device), across[here].to(block.device))
         block.index_put_(at, values, accumulate=True)

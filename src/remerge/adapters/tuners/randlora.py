@@ -29,6 +29,7 @@ from remerge.adapters.tuners.weights import Weight, fits
 
 # How many of the terms are summed at a time: their factors never exist whole.
 _TERMS = 512
+_PAIR = frozenset({"A", "B"})
 
 
 class RandLoraConfig(PeftConfig):
@@ -89,9 +90,12 @@ def _edits(context: Context, layers: Sequence[Parts]) -> list[Edit]:
     shared, own = split_shared(layers)
     for parts in own:
         # PEFT stores the shared pair again under every layer.
-        for part in ("A", "B"):
-            if part in parts.tensors:
-                shared.setdefault(part, parts.tensors[part])
+        for part in _PAIR & parts.tensors.keys():
+            copy = parts.tensors[part]
+            first = shared.setdefault(part, copy)
+            if context.stored(copy) != context.stored(first):
+                problem = f"has shape {context.stored(copy)}, but is a copy of {first}"
+                context.misfits.add(copy, f"{problem} of shape {context.stored(first)}", "shape")
     found = [(parts, dense_layer(context, parts)) for parts in own]
     layers_found = [(parts, dense) for parts, dense in found if dense is not None]
     pair = _pair(context, shared, [dense for _, dense in layers_found])
