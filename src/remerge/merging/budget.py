@@ -13,7 +13,7 @@ RESIDENT = 420 * 2**20
 _CHUNK = 2**24
 _SMALLEST_CHUNK = 2**20
 # What a thread takes to unpack codes, or to pack them again.
-_CODES = 96 * 2**20
+_CODES = 128 * 2**20
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -26,6 +27,8 @@ from remerge.sources.codecs.stated import quantisation_stated
 from remerge.sources.dtypes import torch_dtype
 
 _FLOAT8_MAX = 448.0
+# Elements of the merged tensor held at once while codes are written, where blocks are smaller.
+_PIECE = 2**20
 _TINY = torch.finfo(torch.float32).tiny
 _CODES = frozenset({"F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "I8"})
 
@@ -83,19 +86,38 @@ class BlockFp8:
     ) -> torch.Tensor:
         width = self.grid.wide if role == "scales" else self.grid.columns
         row, stop = touched_rows(width, first, count)
-        line, end = (row, stop) if role == "scales" else self.grid.lines(row, stop)
-        if "largest" in measured:
-            found = measured["largest"][line:end]
-        else:
-            found = largest(self.grid, values, line, end)
-        forward, stored = self._scales(found)
         if role == "scales":
-            rows = stored
+            found = measured.get("largest")
+            found = largest(self.grid, values, row, stop) if found is None else found[row:stop]
+            rows = self._scales(found)[1]
         else:
-            merged = values(row * width, (stop - row) * width).to(torch.float32).view(-1, width)
-            scaled = merged * self.grid.spread(forward, row, stop)
-            rows = scaled.clamp_(-_FLOAT8_MAX, _FLOAT8_MAX).to(torch.float8_e4m3fn)
+            rows = self._codes(values, measured.get("largest"), row, stop)
         return rows.flatten()[first - row * width :][:count]
+
+    def _codes(
+        self, values: Values, measured: torch.Tensor | None, row: int, stop: int
+    ) -> torch.Tensor:
+        """Rows ``[row, stop)`` of codes; whole blocks at a time, unless their scales are known."""
+        grid, width = self.grid, self.grid.columns
+        rows = torch.empty((stop - row, width), dtype=torch.float8_e4m3fn)
+        at = row if measured is not None else grid.first_row(grid.line(row))
+        while at < stop:
+            if measured is not None:
+                end = min(at + max(_PIECE // width, 1), stop)
+            else:
+                more = max(_PIECE // (width * grid.block_rows), 1) - 1
+                end = grid.stop_row(min(grid.line(at) + more, grid.line(stop - 1)))
+            merged = values(at * width, (end - at) * width).to(torch.float32)
+            line, last = grid.lines(at, end)
+            if measured is not None:
+                found = measured[line:last]
+            else:
+                found = largest(grid, partial(_held, merged, at * width), line, last)
+            scaled = merged.view(-1, width) * grid.spread(self._scales(found)[0], at, end)
+            codes = scaled.clamp_(-_FLOAT8_MAX, _FLOAT8_MAX).to(torch.float8_e4m3fn)
+            rows[max(at - row, 0) : end - row] = codes[max(row - at, 0) : stop - at]
+            at = end
+        return rows
 
     def _scales(self, largest: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """What to multiply values by, float32, and what to store (`Fp8Quantize` of transformers
@@ -115,6 +137,11 @@ class BlockFp8:
         if kind == "U8":
             return forward, inverse.view(torch.uint8)
         return forward, inverse.to(torch_dtype(kind))
+
+
+def _held(merged: torch.Tensor, origin: int, first: int, count: int) -> torch.Tensor:
+    """Values that are in memory already, from element ``origin`` on."""
+    return merged[first - origin :][:count]
 
 
 def find(config: Mapping[str, Any], tensors: Mapping[str, StoredTensor], read: Read) -> list[Codec]:

@@ -51,7 +51,7 @@ _BOUNDS = {
 _TINY = 1e-38
 
 # Elements quantised at once: a whole number of blocks of any size.
-_PIECE = 2**20
+_PIECE = 2**18
 
 
 @dataclass(frozen=True)

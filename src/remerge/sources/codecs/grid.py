@@ -77,6 +77,17 @@ class Grid:
         return lines - self.line(first)
 
 
+def bands(grid: Grid, first: int, stop: int) -> Iterator[tuple[int, int]]:
+    """Rows ``[first, stop)`` in pieces of about 2^20 elements, cut between blocks unless a block
+    is several times as large."""
+    high = grid.block_rows if grid.block_rows * grid.columns <= 4 * _PIECE else 1
+    step = max(_PIECE // (grid.columns * high), 1) * high
+    while first < stop:
+        end = min((first // step + 1) * step, stop)
+        yield first, end
+        first = end
+
+
 def touched_rows(columns: int, first: int, count: int) -> tuple[int, int]:
     """The rows, from and to, that elements ``[first, first + count)`` of a matrix lie in."""
     return first // columns, -(-(first + count) // columns)

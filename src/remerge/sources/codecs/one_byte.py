@@ -16,7 +16,7 @@ import torch
 from remerge.sources.checkpoint import StoredTensor
 from remerge.sources.codecs.codec import Read, Values
 from remerge.sources.codecs.exponents import POWERS, shared_exponents
-from remerge.sources.codecs.grid import Grid, extremes, touched_rows
+from remerge.sources.codecs.grid import Grid, bands, extremes, touched_rows
 from remerge.sources.codecs.schemes import Scheme
 from remerge.sources.dtypes import torch_dtype
 
@@ -83,6 +83,14 @@ class OneByte:
     ) -> torch.Tensor:
         width = self.grid.columns if role == "codes" else self.grid.wide
         row, stop = touched_rows(width, first, count)
+        pieces = bands(self.grid, row, stop) if role == "codes" else [(row, stop)]
+        rows = torch.cat([self._encoded(role, values, measured, *piece) for piece in pieces])
+        return rows.flatten()[first - row * width :][:count]
+
+    def _encoded(
+        self, role: str, values: Values, measured: Mapping[str, torch.Tensor], row: int, stop: int
+    ) -> torch.Tensor:
+        """Rows ``[row, stop)`` of a part."""
         line, end = self.grid.lines(row, stop) if role == "codes" else (row, stop)
         if "low" in measured:
             low, high = measured["low"][line:end], measured["high"][line:end]
@@ -90,18 +98,16 @@ class OneByte:
             low, high = extremes(self.grid, values, line, end)
         stored, scales, zeros = self._scales(low, high)
         if role == "weight_scale":
-            rows = stored
-        elif role == "weight_zero_point":
-            rows = zeros.to(torch_dtype(self.parts[role].dtype))
-        else:
-            merged = values(row * width, (stop - row) * width).to(torch.float32).view(-1, width)
-            scaled = merged / self.grid.spread(scales, row, stop)
-            if self.scheme.kind == "float":
-                rows = scaled.clamp_(-_FLOAT8_MAX, _FLOAT8_MAX).to(torch.float8_e4m3fn)
-            else:
-                scaled += self.grid.spread(zeros, row, stop)
-                rows = scaled.clamp_(*_range(self.scheme)).round_().to(torch.int8)
-        return rows.flatten()[first - row * width :][:count]
+            return stored
+        if role == "weight_zero_point":
+            return zeros.to(torch_dtype(self.parts[role].dtype))
+        width = self.grid.columns
+        merged = values(row * width, (stop - row) * width).to(torch.float32).view(-1, width)
+        scaled = merged / self.grid.spread(scales, row, stop)
+        if self.scheme.kind == "float":
+            return scaled.clamp_(-_FLOAT8_MAX, _FLOAT8_MAX).to(torch.float8_e4m3fn)
+        scaled += self.grid.spread(zeros, row, stop)
+        return scaled.clamp_(*_range(self.scheme)).round_().to(torch.int8)
 
     def _scales(
         self, low: torch.Tensor, high: torch.Tensor

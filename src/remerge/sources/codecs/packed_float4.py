@@ -17,7 +17,7 @@ from remerge.sources.checkpoint import StoredTensor
 from remerge.sources.codecs import float4
 from remerge.sources.codecs.codec import Read, Values
 from remerge.sources.codecs.exponents import POWERS, shared_exponents
-from remerge.sources.codecs.grid import Grid, largest, touched_rows
+from remerge.sources.codecs.grid import Grid, bands, largest, touched_rows
 from remerge.sources.codecs.schemes import Scheme
 
 _FLOAT8_MAX = 448.0
@@ -99,14 +99,21 @@ class PackedFloat4:
             return measured["global"][first : first + count]
         width = self.grid.columns // 2 if role == "codes" else self.grid.wide
         row, stop = touched_rows(width, first, count)
-        stored, scales = self._scales(largest(self.grid, values, row, stop), measured)
         if role == "weight_scale":
-            rows = stored
+            rows = self._scales(largest(self.grid, values, row, stop), measured)[0]
         else:
-            size = self.grid.columns
-            merged = values(row * size, (stop - row) * size).to(torch.float32).view(-1, size)
-            rows = float4.pack(merged / self.grid.spread(scales, row, stop))
+            pieces = bands(self.grid, row, stop)
+            rows = torch.cat([self._codes(values, measured, *piece) for piece in pieces])
         return rows.flatten()[first - row * width :][:count]
+
+    def _codes(
+        self, values: Values, measured: Mapping[str, torch.Tensor], row: int, stop: int
+    ) -> torch.Tensor:
+        """Rows ``[row, stop)`` of codes."""
+        size = self.grid.columns
+        _, scales = self._scales(largest(self.grid, values, row, stop), measured)
+        merged = values(row * size, (stop - row) * size).to(torch.float32).view(-1, size)
+        return float4.pack(merged / self.grid.spread(scales, row, stop))
 
     def _scales(
         self, found: torch.Tensor, measured: Mapping[str, torch.Tensor]
