@@ -30,7 +30,7 @@ from remerge.adapters.tuners.ia3 import IA3
 from remerge.adapters.tuners.ln_tuning import LN_TUNING
 from remerge.adapters.tuners.loha import LOHA
 from remerge.adapters.tuners.lokr import LOKR
-from remerge.adapters.tuners.miss import BONE, MISS
+from remerge.adapters.tuners.miss import MISS
 from remerge.adapters.tuners.oft import OFT
 from remerge.adapters.tuners.osf import OSF
 from remerge.adapters.tuners.peanut import PEANUT
@@ -82,7 +82,6 @@ FAMILIES: Mapping[str, Tuner[Any]] = {
     "HRA": HRA,
     "ROAD": ROAD,
     "MISS": MISS,
-    "BONE": BONE,
     "GRALORA": GRALORA,
     "HIRA": HIRA,
     "SHIRA": SHIRA,
@@ -95,6 +94,9 @@ FAMILIES: Mapping[str, Tuner[Any]] = {
     "TINYLORA": TINYLORA,
     "UNILORA": UNILORA,
 }
+
+# What PEFT called a family before.
+FORMER_NAMES: Mapping[str, str] = {"BONE": "MISS"}
 
 # Why each of these cannot be merged: most add what is no weight of the model.
 UNMERGEABLE: Mapping[str, str] = {
@@ -137,7 +139,7 @@ def _family(adapter: AdapterFacts) -> Tuner[Any]:
             f"adapter_config.json of {adapter.path} names no peft_type (found {kind!r}).",
             hint="Restore the adapter_config.json that the training run wrote.",
         )
-    family = FAMILIES.get(kind)
+    family = FAMILIES.get(FORMER_NAMES.get(kind, kind))
     if family is not None:
         return family
     if kind in UNMERGEABLE:

@@ -13,7 +13,7 @@ from tests.adapters.tuners.against_peft import base_of, edit, model_of, our_merg
 
 
 def test_every_type_is_accounted_for() -> None:
-    types = {kind.value for kind in PeftType} | {"BONE"}
+    types = {kind.value for kind in PeftType}
     assert types == set(FAMILIES) | set(UNMERGEABLE)
     assert not set(FAMILIES) & set(UNMERGEABLE)
 

@@ -119,7 +119,5 @@ def _divides(context: Context, name: str, weight: Weight, rank: int) -> bool:
     return False
 
 
-MISS = Tuner("miss", MissConfig, part_keys("miss", "block"), _edits)
-
-# Its name before PEFT 0.18, which converts by renaming (PEFT scripts/convert-bone-to-miss.py).
-BONE = Tuner("bone", MissConfig, part_keys("bone", "block"), _edits)
+# Bone was its name before PEFT 0.18, which converts by renaming (PEFT convert-bone-to-miss.py).
+MISS = Tuner("miss", MissConfig, part_keys("(?:miss|bone)", "block"), _edits)
