@@ -237,3 +237,12 @@ def test_the_older_key_of_compressed_tensors_is_read(
     for name, tensor in quantised.read(out).items():
         assert torch.equal(tensor, wanted[name]), name
     assert "compression_config" not in (out / "config.json").read_text()
+
+
+def test_a_quantisation_that_no_tensor_has_is_taken_out(place: Path, tmp_path: Path):
+    rewritten(place / "llama", tmp_path / "base", lambda *_: None, {"quant_method": "fp8"})
+    remerge.merge(tmp_path / "base", place / "llama-adapter", tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert "quantization_config" not in config
+    AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto")
+    remerge.verify(tmp_path / "out")

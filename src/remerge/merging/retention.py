@@ -43,9 +43,7 @@ def blocks(piece: Piece, mode: Mode, first: int, last: int) -> list[Block]:
     the output file."""
     size, origin = itemsize(piece.plan.dtype), piece.start // SPAN
     count = -(-piece.stop // SPAN) - origin
-    spans = range(count)
-    if mode == "sample":
-        spans = spans[:: max(1, count // _SPANS)][:_SPANS]
+    spans = _spread(count) if mode == "sample" else range(count)
     low = (piece.start + first * size) // SPAN - origin
     high = (piece.start + max(last * size - 1, 0)) // SPAN - origin
     found: list[Block] = []
@@ -67,9 +65,15 @@ def encoded_blocks(shape: Sequence[int], mode: Mode) -> list[Block]:
             Block(at, min(_SPAN_OF_CODES, elements - at))
             for at in range(0, elements, _SPAN_OF_CODES)
         ]
-    starts = range(0, elements, _ELEMENTS)
-    step = max(1, len(starts) // _SPANS)
-    return [Block(at, min(_ELEMENTS, elements - at)) for at in starts[::step][:_SPANS]]
+    starts = [number * _ELEMENTS for number in _spread(-(-elements // _ELEMENTS))]
+    return [Block(at, min(_ELEMENTS, elements - at)) for at in starts]
+
+
+def _spread(count: int) -> Sequence[int]:
+    """Which of so many places are sampled: all of a few, else some spread evenly."""
+    return (
+        [number * count // _SPANS for number in range(_SPANS)] if count > _SPANS else range(count)
+    )
 
 
 @dataclass(frozen=True)

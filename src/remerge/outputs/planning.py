@@ -163,7 +163,9 @@ def make_plan(inputs: Inputs, recipe: Recipe, max_memory: int) -> Plan:
     files = lay_out(base, tensors, recipe.max_shard_size)
     for change in changes.tensors.values():
         check_memory(change, max_memory)
-    unpacked = readable.codecs and recipe.requantize is None
+    # A quantisation that config.json states and no tensor has is taken out as well.
+    stated = readable.config != base.config
+    unpacked = (readable.codecs or stated) and recipe.requantize is None
     side, notes = side_files(
         base, adapter, recipe, changes.config, unpacked=usual_dtype(tensors) if unpacked else None
     )

@@ -83,7 +83,7 @@ def inspect_adapter(base: str | Path, adapter: str | Path) -> Inspection:
     except BadInput as error:
         misfits = (str(error),)
         if isinstance(error, DoesNotFit):
-            misfits = tuple(f"{misfit.tensor} {misfit.problem}" for misfit in error.misfits)
+            misfits = tuple(f"{misfit.tensor}: {misfit.problem}" for misfit in error.misfits)
         return Inspection("fit", str(adapter), _adapter_facts(opened), False, misfits)
     changed = {
         name: [step_name(step) for step in plan.change.steps]
