@@ -110,7 +110,7 @@ def a_path_is_not_utf8(place: Place):
     pass
 
 
-@case("directory", "merge", "{base}", "{adapter}/adapter_model.safetensors", "-o", "{out}")
+@case("directory", "merge", "{base}", "{adapter}/adapter_config.json", "-o", "{out}")
 def adapter_is_a_file(place: Place):
     pass
 

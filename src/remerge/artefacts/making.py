@@ -155,8 +155,8 @@ class _Writer:
         target.finish()
         target.close()
         self.digests[file.name] = digest
-        changed = {piece.plan.touched_by for piece in file.pieces}
-        measured = self._meter.document(change.tensor for change in changed if change is not None)
+        changes = (piece.plan.touched_by for piece in file.pieces)
+        measured = self._meter.document({c.tensor for c in changes if c is not None})
         receipt = {"sha256": digest, "base": twin_digest, "retention": measured}
         self._place.write_receipt(file.name, receipt)
 
