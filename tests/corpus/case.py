@@ -73,7 +73,7 @@ class Case:
     #: True: the oracle reads the edited adapter too.
     edit_is_the_adapter: bool = False
     hand: Hand | None = None
-    #: Another PEFT config than LoRA: called to make it (refused cases).
+    #: Another PEFT config than LoRA: called to make it.
     peft_config: Callable[[], Any] | None = None
     #: Expected differences between the base's config.json and the output's, by dotted path.
     config_changes: Mapping[str, Any] = field(default_factory=dict[str, Any])

@@ -258,4 +258,17 @@ INITS = [
         dtype="float32", one_unit_is_right=True),
 ]  # fmt: skip
 
-CASES = [*SCALING, *SELECTION, *DORA, *BIASES, *MODULES, *STORED, *FAN_IN, *INITS]
+#: A few of the other families; tests/adapters/tuners has them all.
+FAMILIES = [
+    kind(
+        "ia3",
+        {},
+        peft_config=lambda: peft.IA3Config(
+            target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"], **CAUSAL
+        ),
+    ),
+    kind("loha", {}, peft_config=lambda: peft.LoHaConfig(target_modules=LINEAR, **CAUSAL)),
+    kind("lokr", {}, peft_config=lambda: peft.LoKrConfig(target_modules=LINEAR, **CAUSAL)),
+]
+
+CASES = [*SCALING, *SELECTION, *DORA, *BIASES, *MODULES, *STORED, *FAN_IN, *INITS, *FAMILIES]

@@ -53,10 +53,6 @@ KINDS = [
         task_type="CAUSAL_LM", num_virtual_tokens=4), fast=True),
     tuner("prefix_tuning", lambda: peft.PrefixTuningConfig(
         task_type="CAUSAL_LM", num_virtual_tokens=4)),
-    tuner("ia3", lambda: peft.IA3Config(
-        target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"])),
-    tuner("loha", lambda: peft.LoHaConfig(target_modules=LINEAR)),
-    tuner("lokr", lambda: peft.LoKrConfig(target_modules=LINEAR)),
 ]  # fmt: skip
 
 #: Adapters that are broken, or belong to another base.
