@@ -23,8 +23,10 @@ from transformers import (
 
 import remerge
 from tests.merging import quantised
+from tests.sources.codecs import test_awq as awq
 from tests.sources.codecs import test_block_fp8 as fp8
 from tests.sources.codecs import test_compressed_tensors as packed
+from tests.sources.codecs import test_gptq as gptq
 from tests.sources.codecs import test_mxfp4 as mxfp4
 
 PRESETS = ("W4A16", "W4A16_ASYM", "W8A16", "W8A8", "FP8", "FP8_DYNAMIC", "FP8_BLOCK", "NVFP4")
@@ -114,6 +116,28 @@ def write(kind: str, plain: Path, path: Path) -> Callable[[Path], Any]:
         return lambda place: AutoModelForCausalLM.from_pretrained(
             place, quantization_config=Mxfp4Config(dequantize=True), dtype="auto"
         )
+    if kind in ("gptq", "awq"):
+        values: dict[str, torch.Tensor] = {}
+
+        def words(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor] | None:
+            if "_proj." not in name:
+                return None
+            shape, stem = (tensor.shape[0], tensor.shape[1]), name.removesuffix("weight")
+            if kind == "gptq":
+                layer = gptq.Layer(shape, 4, 32, torch.bfloat16, ordered=False)
+                held, values[name] = layer.parts, layer.values
+            else:
+                held, values[name] = awq.layer(shape, 32, torch.bfloat16)
+            return {part.replace("x.", stem): tensor for part, tensor in held.items()}
+
+        def described(_: Path) -> Any:
+            model = AutoModelForCausalLM.from_pretrained(plain, dtype="auto")
+            model.load_state_dict(model.state_dict() | values)
+            return model
+
+        stated = (gptq.config(4, 32) if kind == "gptq" else awq.config())["quantization_config"]
+        rewritten(plain, path, words, stated)
+        return described
     scheme = preset_name_to_scheme(kind, ["Linear"])
 
     def parts(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor] | None:
@@ -165,7 +189,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.mark.parametrize("kind", [*PRESETS, "fp8", "mxfp4"])
+@pytest.mark.parametrize("kind", [*PRESETS, "fp8", "mxfp4", "gptq", "awq"])
 def test_equals_dequantise_then_peft(place: Path, tmp_path: Path, kind: str):
     model = "gpt-oss" if kind == "mxfp4" else "llama"
     unpacked = write(kind, place / model, tmp_path / "base")
@@ -212,7 +236,7 @@ def test_written_back(place: Path, tmp_path: Path, kind: str):
     remerge.verify(tmp_path / "out")
 
 
-@pytest.mark.parametrize("kind", ["W4A16"])
+@pytest.mark.parametrize("kind", ["W4A16", "gptq", "awq"])
 def test_formats_that_cannot_be_written_are_refused(place: Path, tmp_path: Path, kind: str):
     write(kind, place / "llama", tmp_path / "base")
     with pytest.raises(remerge.Unsupported, match="cannot write"):

@@ -8,11 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Generic, TypeVar
 
-from remerge.errors import BadInput
-
-_MAX_LENGTH = 2000
-# A repeated group that ends in a repetition can take exponential time on a name.
-_NESTED_REPEAT = re.compile(r"[*+}]\)[*+{]")
+from remerge.sources.expressions import compiled
 
 Value = TypeVar("Value", int, float)
 
@@ -56,17 +52,6 @@ def among(module: str, wanted: Sequence[str] | str, field: str) -> bool:
 
 
 def _compile(field: str, key: str, pattern: str | None = None) -> re.Pattern[str]:
-    if len(key) > _MAX_LENGTH or _NESTED_REPEAT.search(key):
-        raise BadInput(
-            f"adapter_config.json: the {field} key {key[:60]!r} is a regular expression that could "
-            "take forever to match.",
-            why="It is very long, or repeats a group that ends in a repetition.",
-            hint=f"Write the {field} keys as module names.",
-        )
-    try:
-        return re.compile(pattern or rf"(.*\.)?({key})$")
-    except (re.error, OverflowError, RecursionError) as error:
-        raise BadInput(
-            f"adapter_config.json: the {field} key {key[:60]!r} is no regular expression: {error}.",
-            hint=f"Write the {field} keys as module names.",
-        ) from error
+    what = f"adapter_config.json: the {field} key {key[:60]!r}"
+    hint = f"Write the {field} keys as module names."
+    return compiled(key, pattern or rf"(.*\.)?({key})$", what, hint)
