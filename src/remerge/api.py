@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
@@ -18,7 +18,7 @@ from remerge.merging.merged import MergedCheckpoint
 from remerge.merging.plan import Plan
 from remerge.merging.recipe import make_recipe, parse_dtype, parse_size
 from remerge.outputs.planning import Inputs, make_plan, open_inputs
-from remerge.sources.references import resolve
+from remerge.sources.references import labels_of, resolve
 from remerge.validation import verify as verifying
 from remerge.validation.inspecting import Inspection, inspect_adapter, inspect_path
 from remerge.validation.verify import VerifyReport
@@ -34,16 +34,24 @@ def _silent(done: int, total: int, tensor: str) -> None:
 
 
 class PlanOptions(TypedDict, total=False):
-    """What decides a merge besides its two inputs.
+    """What decides a merge besides its inputs.
 
+    ``method`` combines several adapters (docs/several.md), with ``weights`` (one number, or one for
+    each) and the method's own ``parameters`` by name; ``prefer`` (``[PATTERN=]ADAPTER``) says whose
+    values to take where several adapters replace the same ones.
     ``dtype``: keep, bfloat16, float16 or float32; ``keep_float32``: patterns of tensors to write in
     float32. ``base_precision`` (``dequantized`` or ``original=BASE``), ``simulate`` (``nf4``) and
     ``requantize`` (``same``): what a quantised base is taken for and written as.
     ``expert_packing``: auto, rank-major or expert-major. ``max_shard_size`` in bytes or as ``5GB``;
-    ``tokenizer``: auto, base or adapter; ``copy_code``: carry the base's .py files. ``max_memory``
-    changes no byte; ``progress`` allows the Hub's download bars, which appear on a terminal only.
+    ``tokenizer``: auto, base, adapter, or one of several by name; ``copy_code``: carry the base's
+    .py files. ``max_memory`` changes no byte; ``progress`` allows the Hub's download bars, which
+    appear on a terminal only.
     """
 
+    method: str
+    weights: Sequence[float] | float | None
+    parameters: Mapping[str, Any]
+    prefer: Sequence[str]
     dtype: str
     keep_float32: Sequence[str]
     base_precision: str | None
@@ -57,34 +65,45 @@ class PlanOptions(TypedDict, total=False):
     progress: bool
 
 
-def plan(base: Source | None, adapter: Source, **options: Unpack[PlanOptions]) -> Plan:
+def plan(
+    base: Source | None, adapters: Source | Sequence[Source], **options: Unpack[PlanOptions]
+) -> Plan:
     """The whole merge before it is done, from headers and configurations.
 
-    ``base`` and ``adapter`` are directories or Hub ids (``org/name[@revision]``); without ``base``
-    the adapter's configuration names it. Raises `BadInput` for whatever would merge wrong.
+    ``base`` and ``adapters``, one or several, are directories or Hub ids
+    (``org/name[@revision]``); without ``base`` the adapters' configurations name it. Raises
+    `BadInput` for whatever would merge wrong.
     """
-    return _planned(base, adapter, options)[1]
+    return _planned(base, adapters, options)[1]
 
 
 def _planned(
-    base: Source | None, adapter: Source, options: PlanOptions
+    base: Source | None, adapters: Source | Sequence[Source], options: PlanOptions
 ) -> tuple[Inputs, Plan, int]:
     """Inputs and plan, and the memory budget in bytes."""
     asked: dict[str, Any] = dict(options)
+    named = _several(adapters)
     budget = _budget(asked.pop("max_memory", DEFAULT))
     opening = {
         "base_precision": asked.pop("base_precision", None),
         "copy_code": asked.get("copy_code", False),
         "progress": asked.pop("progress", True),
     }
-    recipe = make_recipe(**asked)
-    inputs = open_inputs(base, adapter, **opening)
+    recipe = make_recipe(labels_of(named), **asked)
+    inputs = open_inputs(base, named, **opening)
     return inputs, make_plan(inputs, recipe, budget), budget
+
+
+def _several(adapters: Source | Sequence[Source]) -> Sequence[Source]:
+    found = [adapters] if isinstance(adapters, str | Path) else list(adapters)
+    if not found:
+        raise UsageError("There is no adapter to merge.", hint="Name at least one.")
+    return found
 
 
 def merge(
     base: Source | None,
-    adapter: Source,
+    adapters: Source | Sequence[Source],
     output: Source,
     *,
     retention: Literal["sample", "full"] = "sample",
@@ -94,7 +113,7 @@ def merge(
     report: Report = _silent,
     **options: Unpack[PlanOptions],
 ) -> MergeResult:
-    """Merge one adapter into one base and write the checkpoint to ``output``.
+    """Merge one adapter or several into one base and write the checkpoint to ``output``.
 
     ``output`` is complete or as it was: it never holds half a merge. ``device``, ``threads`` and
     ``max_memory`` change no byte of it. ``report`` is told bytes done, bytes in all and the tensor
@@ -105,7 +124,7 @@ def merge(
     if retention not in ("sample", "full"):
         raise UsageError(f"retention {retention!r} is not known.", hint="Choose sample or full.")
     where = _device(device)
-    inputs, made, budget = _planned(base, adapter, options)
+    inputs, made, budget = _planned(base, adapters, options)
     return make(
         inputs,
         made,
@@ -123,7 +142,7 @@ def verify(
     output: Source,
     *,
     base: Source | None = None,
-    adapter: Source | None = None,
+    adapter: Source | Sequence[Source] | None = None,
     device: str = "cpu",
     threads: int | None = None,
     max_memory: int | str = DEFAULT,
@@ -137,7 +156,7 @@ def verify(
     return verifying.verify(
         Path(output),
         base=base,
-        adapter=adapter,
+        adapters=() if adapter is None else _several(adapter),
         max_memory=_budget(max_memory),
         threads=threads,
         device=_device(device),
@@ -147,7 +166,7 @@ def verify(
 
 def open_merged(
     base: Source | None,
-    adapter: Source,
+    adapters: Source | Sequence[Source],
     *,
     device: str = "cpu",
     **options: Unpack[PlanOptions],
@@ -158,7 +177,7 @@ def open_merged(
     ``load_model()`` gives a transformers model with the merged weights.
     """
     where = _device(device)
-    return plan(base, adapter, **options).open(where)
+    return plan(base, adapters, **options).open(where)
 
 
 def inspect(path: Source, adapter: Source | None = None) -> Inspection:

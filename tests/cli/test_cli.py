@@ -97,7 +97,9 @@ def test_inspect_says_what_things_are(inputs: Path, tmp_path: Path):
     ("arguments", "code", "text"),
     [
         (["merge"], 2, "ADAPTER"),
-        (["merge", "a", "b", "c", "-o", "x"], 2, "One base and one adapter"),
+        (["merge", "{base}", "{adapter}", "-o", "x", "--method", "tie"], 2, "Did you mean ties"),
+        (["merge", "{base}", "{adapter}", "-o", "x", "--density", "0.5"], 2, "has no --density"),
+        (["merge", "{base}", "{adapter}", "-o", "x", "--weights", "1,2"], 2, "2 numbers for 1"),
         (["merge", "{base}", "{adapter}"], 2, "-o OUT"),
         (["merge", "{base}", "{adapter}", "-o", "{base}/x"], 2, "overlap"),
         (["merge", "{base}", "{adapter}", "-o", "{tmp}/no/where"], 2, "does not exist"),

@@ -16,10 +16,19 @@ from remerge.sources.references import stated_digest
 def input_digests(plan: Plan) -> dict[str, str]:
     """SHA-256 of every input that a merge key names: as the Hub's cache states it, as it was read
     before, else read now. A merge itself always computes them."""
-    found = {f"adapter/{name}": digest for name, digest in plan.adapter.digests().items()}
+    found = adapter_digests(plan)
     digests = weight_digests([shard.path for shard in plan.base.shards])
     found |= {f"base/{shard.name}": digests[shard.path] for shard in plan.base.shards}
     return found | small_digests(plan)
+
+
+def adapter_digests(plan: Plan) -> dict[str, str]:
+    """SHA-256 of the adapters' files, now: ``adapter/1/name``, counted in their order."""
+    return {
+        f"adapter/{number}/{name}": digest
+        for number, adapter in enumerate(plan.adapters, 1)
+        for name, digest in adapter.digests().items()
+    }
 
 
 def weight_digests(paths: Sequence[Path]) -> dict[Path, str]:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from remerge.artefacts import user_index
-from remerge.artefacts.digests import file_digest, input_digests
+from remerge.artefacts.digests import adapter_digests, file_digest, input_digests
 from remerge.artefacts.manifest import (
     MANIFEST,
     PREPARATIONS,
@@ -89,14 +89,14 @@ def make(
     `Locked` while another process writes it, `BadInput` when a value overflows.
     """
     check_place(out, inputs.paths)
-    adapter_digests = plan.adapter.digests()
+    read = adapter_digests(plan)
     done = _already_there(plan, out)
     if done is not None:
         sweep(out)
         return MergeResult(out, done, time.time() - started, 0, 0, peak_memory(), (), True)
     check_free(out, overwrite=overwrite)
     check_space(out, plan.bytes_to_write)
-    state = _state(plan, adapter_digests)
+    state = _state(plan, read)
     with (
         workplace(out, state) as place,
         plan.open(device) as merged,
@@ -107,29 +107,35 @@ def make(
         for receipt in finished.values():
             meter.restore(receipt.get("retention", {}))
         sink = _Writer(place, meter)
-        _prepare(merged, plan, place)
+        _prepare(merged, plan, place, resources.threads)
         twins = {file.twin.name for file in plan.files if file.twin is not None}
         unread = [shard for shard in plan.base.shards if shard.name not in twins]
         counter = _Counter(sum(part.size for part in (*left, *unread)), report)
         base_digests = derive(merged, left, unread, sink, resources, counter.add, meter)
         base_digests |= {name: record["base"] for name, record in finished.items()}
-        if plan.adapter.changed() or plan.adapter.digests() != adapter_digests:
-            raise BadInput(f"{plan.adapter.path} changed while it was merged.")
+        if any(adapter.changed() for adapter in plan.adapters) or adapter_digests(plan) != read:
+            raise BadInput("An adapter changed while it was merged.")
         digests = {name: r["sha256"] for name, r in finished.items()} | sink.digests
         records = [FileRecord(name=f.name, size=f.size, sha256=digests[f.name]) for f in plan.files]
         records += [_write_side_file(place.work, side) for side in plan.side_files]
         if (place.work / PREPARATIONS).exists():
             records.append(file_record(place.work / PREPARATIONS, PREPARATIONS))
-        manifest = manifest_of(inputs, plan, base_digests, adapter_digests, records, meter)
+        manifest = manifest_of(inputs, plan, base_digests, read, records, meter)
         seconds = time.time() - started
         _write_provenance(place, started, seconds, resources, device)
         write_durably(place.work / MANIFEST, to_bytes(manifest))
         publish(place)
     _remember(plan, manifest)
-    read = sum(shard.size for shard in plan.base.shards) + plan.adapter.nbytes
     written = sum(record.size for record in records)
-    peak = peak_memory()
-    return MergeResult(out, manifest, seconds, read, written, peak, tuple(sorted(finished)))
+    return MergeResult(
+        out,
+        manifest,
+        seconds,
+        plan.bytes_to_read,
+        written,
+        peak_memory(),
+        tuple(sorted(finished)),
+    )
 
 
 class _Writer:
@@ -176,13 +182,13 @@ class _Counter:
             self._report(self._done, self._total, tensor)
 
 
-def _state(plan: Plan, adapter_digests: Mapping[str, str]) -> dict[str, object]:
+def _state(plan: Plan, digests: Mapping[str, str]) -> dict[str, object]:
     """What must be equal for the work of a killed run to be taken up again."""
     statuses = [(shard.name, shard.path.stat()) for shard in plan.base.shards]
     return {
         "version": __version__,
         "plan": plan.plan_id,
-        "adapter": dict(adapter_digests),
+        "adapters": dict(digests),
         "base": [[name, s.st_size, s.st_mtime_ns, s.st_ino] for name, s in statuses],
     }
 
@@ -204,7 +210,7 @@ def _finished(plan: Plan, place: Workplace) -> dict[str, dict[str, Any]]:
         return {f.name: r for f, r in zip(plan.files, receipts, strict=True) if r is not None}
 
 
-def _prepare(merged: MergedCheckpoint, plan: Plan, place: Workplace) -> None:
+def _prepare(merged: MergedCheckpoint, plan: Plan, place: Workplace, threads: int) -> None:
     """Compute what needs more than a chunk, or take over what a killed run computed."""
     path = place.work / PREPARATIONS
     if path.exists():
@@ -214,9 +220,7 @@ def _prepare(merged: MergedCheckpoint, plan: Plan, place: Workplace) -> None:
     # One thread: the order of LAPACK's sums must not depend on the machine's size.
     torch.set_num_threads(1)
     try:
-        for tensor in plan.touched.values():
-            if tensor.touched_by is not None:
-                merged.prepare(tensor.touched_by, tensor.origin)
+        merged.prepare_all(plan.touched.values(), threads)
     finally:
         torch.set_num_threads(before)
     if plan.reproducible == "same-stack":
@@ -273,5 +277,6 @@ def _remember(plan: Plan, manifest: Manifest) -> None:
     base = {record.name: record.sha256 for record in manifest.base.files}
     user_index.remember_digests({s.path: base[s.name] for s in plan.base.shards})
     user_index.remember_location(base, plan.base.path)
-    adapter = {record.name: record.sha256 for record in manifest.adapters[0].files}
-    user_index.remember_location(adapter, plan.adapter.path)
+    for adapter, record in zip(plan.adapters, manifest.adapters, strict=True):
+        digests = {file.name: file.sha256 for file in record.files}
+        user_index.remember_location(digests, adapter.path)

@@ -34,25 +34,36 @@ def manifest_of(
     outputs: list[FileRecord],
     meter: Meter,
 ) -> Manifest:
-    base, adapter = plan.base, plan.adapter
+    base = plan.base
     digests = {f"base/{name}": digest for name, digest in base_digests.items()}
-    digests |= {f"adapter/{name}": digest for name, digest in adapter_digests.items()}
-    digests |= small_digests(plan)
+    digests |= {**adapter_digests, **small_digests(plan)}
     base_files = [
         FileRecord(name=s.name, size=s.size, sha256=base_digests[s.name]) for s in base.shards
     ]
     base_files.append(file_record(base.path / "config.json", "config.json"))
-    adapter_files = [
-        FileRecord(name=n, size=(adapter.path / n).stat().st_size, sha256=d)
-        for n, d in adapter_digests.items()
-    ]
+    adapters = tuple(
+        input_record(
+            reference,
+            [
+                FileRecord(
+                    name=name,
+                    size=(adapter.path / name).stat().st_size,
+                    sha256=adapter_digests[f"adapter/{number}/{name}"],
+                )
+                for name in adapter.files
+            ],
+        )
+        for number, (adapter, reference) in enumerate(
+            zip(plan.adapters, inputs.adapter_references, strict=True), 1
+        )
+    )
     return Manifest(
         merge_key=merge_key(plan, digests),
         plan_id=plan.plan_id,
         recipe=plan.recipe,
         reproducible="same-stack" if plan.reproducible == "same-stack" else "everywhere",
         base=input_record(inputs.base_reference, base_files),
-        adapters=(input_record(inputs.adapter_reference, adapter_files),),
+        adapters=adapters,
         outputs=tuple(sorted(outputs, key=lambda record: record.name)),
         tensors={
             "touched": len(plan.touched),

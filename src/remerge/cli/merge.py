@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import click
 
+from remerge.cli.methods import given_parameters, method_options, numbers
 from remerge.cli.options import device, json_output, max_memory, quiet, threads, verbose
 from remerge.cli.output import print_json, print_notes, print_table, progress, size
 
 
 @click.command("merge")
-@click.argument("inputs", metavar="[BASE] ADAPTER", nargs=-1, required=True)
+@click.argument("inputs", metavar="[BASE] ADAPTER...", nargs=-1, required=True)
 @click.option("-o", "--output", "--out", metavar="OUT", help="Directory to write.")
+@click.option(
+    "--method",
+    default="sum",
+    show_default=True,
+    help="How to combine adapters; see docs/several.md.",
+)
+@click.option(
+    "--weights", type=numbers, metavar="NUMBER[,NUMBER...]", help="Of the adapters; 1 each."
+)
+@method_options
+@click.option(
+    "--prefer",
+    metavar="[PATTERN=]ADAPTER",
+    multiple=True,
+    help="Where several adapters replace the same tensor, take this one's (name or number).",
+)
 @click.option(
     "--dtype", default="keep", show_default=True, help="keep, bfloat16, float16 or float32."
 )
@@ -60,9 +78,9 @@ from remerge.cli.output import print_json, print_notes, print_table, progress, s
 @click.option("--max-shard-size", metavar="SIZE", help="Cut new shards, e.g. 5GB.")
 @click.option(
     "--tokenizer",
-    type=click.Choice(["auto", "base", "adapter"]),
     default="auto",
     show_default=True,
+    metavar="auto|base|ADAPTER",
     help="Whose tokenizer files to carry; auto takes the adapter's where it brings one.",
 )
 @click.option("--copy-code", is_flag=True, help="Also carry the base's .py files.")
@@ -77,6 +95,9 @@ from remerge.cli.output import print_json, print_notes, print_table, progress, s
 def command(
     inputs: tuple[str, ...],
     output: str | None,
+    method: str,
+    weights: tuple[float, ...] | None,
+    prefer: tuple[str, ...],
     dtype: str,
     keep_float32: tuple[str, ...],
     base_precision: str | None,
@@ -95,23 +116,24 @@ def command(
     as_json: bool,
     quiet: bool,
     verbose: bool,
+    **parameters: Any,
 ) -> None:
-    """Merge ADAPTER into BASE and write the checkpoint to OUT.
+    """Merge ADAPTER, or several of them, into BASE and write the checkpoint to OUT.
 
     BASE and ADAPTER are directories or Hub ids (org/name[@revision]); ADAPTER:name picks one of
     several. Without BASE, the adapter's configuration names it.
 
     \b
     remerge merge meta-llama/Llama-3.1-8B ./adapter -o merged
+    remerge merge ./base ./a ./b -o merged --weights 0.7,0.3 --method ties --density 0.5
     remerge merge ./base ./adapter -o merged --dry-run --json
     """
-    if len(inputs) == 2:
-        base, adapter = inputs
-    elif len(inputs) == 1:
-        base, adapter = None, inputs[0]
-    else:
-        raise click.UsageError("One base and one adapter: remerge merge BASE ADAPTER -o OUT.")
+    base, adapters = (inputs[0], inputs[1:]) if len(inputs) > 1 else (None, inputs)
     options: dict[str, Any] = {
+        "method": method,
+        "weights": weights,
+        "parameters": given_parameters(parameters),
+        "prefer": prefer,
         "dtype": dtype,
         "keep_float32": keep_float32,
         "base_precision": base_precision,
@@ -125,7 +147,7 @@ def command(
         "progress": not (quiet or as_json),
     }
     if dry_run:
-        _dry_run(base, adapter, options, as_json=as_json, quiet=quiet, verbose=verbose)
+        _dry_run(base, adapters, options, as_json=as_json, quiet=quiet, verbose=verbose)
         return
     if output is None:
         raise click.UsageError("Say where to write: -o OUT (or --dry-run to see the plan).")
@@ -135,7 +157,7 @@ def command(
     with progress("merging", quiet=quiet or as_json) as report:
         result = remerge.merge(
             base,
-            adapter,
+            adapters,
             output,
             retention=retention,
             overwrite=overwrite,
@@ -197,7 +219,7 @@ def command(
 
 def _dry_run(
     base: str | None,
-    adapter: str,
+    adapters: Sequence[str],
     options: dict[str, Any],
     *,
     as_json: bool,
@@ -211,7 +233,7 @@ def _dry_run(
     from remerge.merging.plan import merge_key
     from remerge.merging.recipe import parse_size
 
-    plan = remerge.plan(base, adapter, **options)
+    plan = remerge.plan(base, adapters, **options)
     key = merge_key(plan, input_digests(plan))
     budget = parse_size(options["max_memory"], "--max-memory")
     memory = forecast(budget, None, quantised=plan.decodes)

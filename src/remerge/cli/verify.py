@@ -11,7 +11,9 @@ from remerge.cli.output import print_json, print_table, progress, size
 @click.command("verify")
 @click.argument("output", metavar="OUT")
 @click.option("--base", help="Where the base lies, if it moved.")
-@click.option("--adapter", help="Where the adapter lies, if it moved.")
+@click.option(
+    "--adapter", multiple=True, help="Where the adapter lies, if it moved; all of several."
+)
 @device
 @threads
 @max_memory
@@ -21,7 +23,7 @@ from remerge.cli.output import print_json, print_table, progress, size
 def command(
     output: str,
     base: str | None,
-    adapter: str | None,
+    adapter: tuple[str, ...],
     device: str,
     threads: int | None,
     max_memory: str,
@@ -39,7 +41,7 @@ def command(
         result = remerge.verify(
             output,
             base=base,
-            adapter=adapter,
+            adapter=adapter or None,
             device=device,
             threads=threads,
             max_memory=max_memory,

@@ -7,7 +7,8 @@ kept.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from threading import Lock, local
 from typing import Any, cast
@@ -19,7 +20,7 @@ from remerge.adapters.regions import matrix_view
 from remerge.errors import BadInput, Unsupported
 from remerge.merging.factor_cache import FactorCache
 from remerge.merging.kernel import TILE_ELEMENTS, Scratch, merge_elements
-from remerge.merging.preparations import prepare
+from remerge.merging.preparations import decomposes, prepare
 from remerge.merging.tensor_plan import Encoding, TensorPlan
 from remerge.sources.checkpoint import Checkpoint
 from remerge.sources.codecs.codec import Encodes, Values
@@ -180,6 +181,23 @@ class MergedCheckpoint(Mapping[str, "MergedTensor"]):
             computed = prepare(change, matrix, self.load, self.device)
             found = self.prepared.setdefault(change.tensor, computed)
         return found
+
+    def prepare_all(self, plans: Iterable[TensorPlan], threads: int) -> None:
+        """The preparations of all these tensors: side by side, but for those that decompose, which
+        take the memory budget each."""
+        found = [(plan.touched_by, plan.origin) for plan in plans]
+        changes = [(change, origin) for change, origin in found if change is not None]
+        for change, origin in changes:
+            if decomposes(change):
+                self.prepare(change, origin)
+
+        def work(pair: tuple[Change, Source | None]) -> None:
+            torch.set_num_threads(1)
+            self.prepare(*pair)
+
+        with ThreadPoolExecutor(threads, thread_name_prefix="prepare") as pool:
+            for _ in pool.map(work, changes):
+                pass
 
     def _scratch(self, elements: int = TILE_ELEMENTS) -> Scratch:
         found: Scratch | None = getattr(self._local, "scratch", None)

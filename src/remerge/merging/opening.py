@@ -61,15 +61,15 @@ def plan_tensors(
         kept = source.dtype if change is None else change.dtype
         if change is not None and kept not in MERGEABLE and not _is_counter(change):
             raise _no_float(name, kept)
-        if not isinstance(source, StoredTensor):
-            kept = _unpacked_dtype(kept, base.config)
-        plans[name] = TensorPlan(name, _dtype(name, kept, recipe), shape, source, change)
+        packed = not isinstance(source, StoredTensor)
+        dtype = asked_dtype(recipe, base.config, name, kept, packed=packed)
+        plans[name] = TensorPlan(name, dtype, shape, source, change)
     for name, change in changes.tensors.items():
         if name not in plans and not (keeps and name in readable.codecs):
             source = readable.tensors.get(change.source or name)
             if change.reads_base and source is None:
                 raise BadInput(f"The base {base.path} has no tensor {name}.")
-            dtype = _dtype(name, change.dtype, recipe)
+            dtype = asked_dtype(recipe, base.config, name, change.dtype)
             plans[name] = TensorPlan(name, dtype, change.shape, source, change)
     _check_patterns(recipe, plans)
     stored = {name: plans[name] for name in base.tensors if name in plans}
@@ -99,7 +99,12 @@ def _part_plans(codec: Codec, change: Change | None) -> dict[str, TensorPlan]:
     }
 
 
-def _dtype(name: str, kept: str, recipe: Recipe) -> str:
+def asked_dtype(
+    recipe: Recipe, config: Mapping[str, Any], name: str, kept: str, *, packed: bool = False
+) -> str:
+    """A tensor's dtype in the output, from the one it has; ``packed``: decoded from codes."""
+    if packed:
+        kept = _unpacked_dtype(kept, config)
     if any(fnmatchcase(name, pattern) for pattern in recipe.keep_float32):
         return output_dtype(kept, "F32")
     return output_dtype(kept, None if recipe.dtype == "keep" else recipe.dtype)

@@ -81,7 +81,7 @@ class Plan:
 
     recipe: Recipe
     base: Checkpoint
-    adapter: Adapter
+    adapters: tuple[Adapter, ...]
     config: Mapping[str, Any]
     tensors: Mapping[str, TensorPlan]
     files: tuple[OutputFile, ...]
@@ -97,7 +97,11 @@ class Plan:
 
     def open(self, device: torch.device) -> MergedCheckpoint:
         """The result as a mapping that computes on read."""
-        return MergedCheckpoint(self.base, self.tensors, self.config, device, self.adapter.nbytes)
+        return MergedCheckpoint(self.base, self.tensors, self.config, device, self.adapter_bytes)
+
+    @property
+    def adapter_bytes(self) -> int:
+        return sum(adapter.nbytes for adapter in self.adapters)
 
     @cached_property
     def touched(self) -> Mapping[str, TensorPlan]:
@@ -140,19 +144,15 @@ class Plan:
 
     @property
     def bytes_to_read(self) -> int:
-        """What a merge reads of the weights: the base once, and the adapter."""
-        return sum(shard.size for shard in self.base.shards) + self.adapter.nbytes
+        """What a merge reads of the weights: the base once, and the adapters."""
+        return sum(shard.size for shard in self.base.shards) + self.adapter_bytes
 
     def document(self) -> dict[str, Any]:
         """The plan as JSON data, the same for the same headers and recipe."""
         return {
             "algorithm": ALGORITHM,
             "recipe": self.recipe.model_dump(),
-            "adapter_config": digest_of(self.adapter.config),
-            "adapter_tensors": {
-                name: [info.dtype, list(info.shape)]
-                for name, info in sorted(self.adapter.tensors.items())
-            },
+            "adapters": [_adapter_document(adapter) for adapter in self.adapters],
             "files": [_file_document(file) for file in self.files],
             "side_files": sorted(side.name for side in self.side_files),
         }
@@ -167,6 +167,13 @@ def digest_of(document: Any) -> str:
     """SHA-256 of canonical JSON."""
     text = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _adapter_document(adapter: Adapter) -> dict[str, Any]:
+    tensors = {
+        name: [info.dtype, list(info.shape)] for name, info in sorted(adapter.tensors.items())
+    }
+    return {"config": digest_of(adapter.config), "tensors": tensors}
 
 
 def _file_document(file: OutputFile) -> dict[str, Any]:

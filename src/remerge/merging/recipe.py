@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import Literal, get_args
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from remerge.adapters.lora.packing import ExpertPacking
 from remerge.errors import UsageError
+from remerge.merging.asked import find_adapter, read_method, read_prefer, read_weights
 from remerge.sources.dtypes import NAMED
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
@@ -21,12 +22,17 @@ class Recipe(BaseModel):
     Paths and resources (threads, memory, device) are no part of it: they change no byte.
     ``base_precision`` says what a quantised base was taken for: ``stored`` where it is not
     quantised, ``dequantized`` where its own values were used, ``original`` where its 16-bit
-    original was.
+    original was. ``weights`` are those of the adapters in their order, ``parameters`` all of the
+    method's, defaults included; ``prefer`` says from which adapter (counted from 1) tensors are
+    taken that several replace.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    method: Literal["sum"] = "sum"
+    method: str = "sum"
+    weights: tuple[float, ...] = (1.0,)
+    parameters: dict[str, Any] = {}
+    prefer: tuple[tuple[str, int], ...] = ()
     dtype: Literal["keep", "BF16", "F16", "F32"] = "keep"
     keep_float32: tuple[str, ...] = ()
     format: Literal["safetensors"] = "safetensors"
@@ -35,12 +41,17 @@ class Recipe(BaseModel):
     requantize: Literal["same"] | None = None
     expert_packing: ExpertPacking = "auto"
     max_shard_size: int | None = Field(default=None, gt=0)
-    tokenizer: Literal["auto", "base", "adapter"] = "auto"
+    tokenizer: str = Field(default="auto", pattern=r"^(auto|base|adapter(:\d+)?)$")
     copy_code: bool = False
 
 
 def make_recipe(
+    adapters: Sequence[str] = ("adapter",),
     *,
+    method: str = "sum",
+    weights: Sequence[float] | float | None = None,
+    parameters: Mapping[str, Any] | None = None,
+    prefer: Sequence[str] = (),
     dtype: str = "keep",
     keep_float32: Sequence[str] = (),
     simulate: str | None = None,
@@ -50,8 +61,8 @@ def make_recipe(
     tokenizer: str = "auto",
     copy_code: bool = False,
 ) -> Recipe:
-    """A recipe from what people write; raises `UsageError`."""
-    _choose("--tokenizer", tokenizer, ("auto", "base", "adapter"))
+    """A recipe from what people write; ``adapters`` are their labels. Raises `UsageError`."""
+    found, read = read_method(method, parameters or {}, len(adapters))
     _choose("--simulate", simulate, (None, "nf4"))
     _choose("--requantize", requantize, (None, "same"))
     _choose("--expert-packing", expert_packing, get_args(ExpertPacking))
@@ -60,19 +71,35 @@ def make_recipe(
             "--requantize writes the base's own format, whose dtypes are fixed.",
             hint="Leave out --dtype, --keep-float32 and --simulate, or leave out --requantize.",
         )
+    if requantize is not None and found.ordered:
+        raise UsageError(
+            f"--requantize cannot follow --method {found.name}, which rounds between adapters.",
+            hint="Use another method, or merge one by one.",
+        )
     limit = None if max_shard_size is None else parse_size(max_shard_size, "--max-shard-size")
     return Recipe.model_validate(
         {
+            "method": found.name,
+            "weights": read_weights(weights, len(adapters)),
+            "parameters": read,
+            "prefer": read_prefer(prefer, adapters),
             "dtype": parse_dtype(dtype),
             "keep_float32": tuple(sorted(set(keep_float32))),
             "simulate": simulate,
             "requantize": requantize,
             "expert_packing": expert_packing,
             "max_shard_size": limit,
-            "tokenizer": tokenizer,
+            "tokenizer": _tokenizer(tokenizer, adapters),
             "copy_code": copy_code,
         }
     )
+
+
+def _tokenizer(asked: str, adapters: Sequence[str]) -> str:
+    """auto, base, adapter, or one adapter of several by number or name."""
+    if asked in ("auto", "base", "adapter"):
+        return asked
+    return f"adapter:{find_adapter(asked, adapters, '--tokenizer')}"
 
 
 def _choose(option: str, value: str | None, choices: Sequence[str | None]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,47 +12,49 @@ from typing import Any
 from remerge.adapters.adapter import Adapter, check_finite, open_adapter
 from remerge.adapters.lora.packing import stating
 from remerge.errors import BadInput, UsageError
-from remerge.merging.opening import hint_of, plan_tensors, read_changes
+from remerge.merging.opening import asked_dtype, hint_of, plan_tensors, read_changes
 from remerge.merging.plan import Plan, SideFile
 from remerge.merging.preparations import check_memory, decomposes
 from remerge.merging.recipe import Recipe
+from remerge.merging.several import combine
 from remerge.merging.simulation import simulated
 from remerge.merging.tensor_plan import usual_dtype
 from remerge.outputs.safetensors import index_document, lay_out
 from remerge.outputs.side_files import side_files
 from remerge.sources.checkpoint import Checkpoint, open_checkpoint
 from remerge.sources.reading import DecodedBase, decoded
-from remerge.sources.references import Reference, resolve
+from remerge.sources.references import Reference, labels_of, resolve
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Base and adapter, opened, with where they came from.
+    """Base and adapters, opened, with where they came from.
 
     ``original`` says that the base is the 16-bit original of the one that was named.
     """
 
     base: Checkpoint
     base_reference: Reference
-    adapter: Adapter
-    adapter_reference: Reference
+    adapters: tuple[Adapter, ...]
+    adapter_references: tuple[Reference, ...]
+    labels: tuple[str, ...]
     notes: tuple[str, ...]
     original: bool = False
 
     @property
     def paths(self) -> list[Path]:
-        return [self.base.path, self.adapter.path]
+        return [self.base.path, *(adapter.path for adapter in self.adapters)]
 
 
 def open_inputs(
     base: str | Path | None,
-    adapter: str | Path,
+    adapters: Sequence[str | Path],
     *,
     base_precision: str | None = None,
     copy_code: bool = False,
     progress: bool = True,
 ) -> Inputs:
-    """Resolve and open both inputs; without ``base`` the adapter's configuration names it.
+    """Resolve and open base and adapters; without ``base`` the adapters' configurations name it.
 
     ``base_precision`` is ``dequantized`` or ``original=BASE``, which puts the original in the
     place of the quantised base after comparing their tensors' names and shapes.
@@ -62,23 +64,12 @@ def open_inputs(
     Raises `BadInput` when either cannot be found or is damaged, `TryAgain` when the Hub cannot be
     reached.
     """
-    adapter_reference = resolve(adapter, "adapter", progress=progress)
-    opened = open_adapter(adapter_reference.path.absolute())
-    named = opened.config.get("base_model_name_or_path")
+    references = tuple(resolve(adapter, "adapter", progress=progress) for adapter in adapters)
+    opened = tuple(open_adapter(reference.path.absolute()) for reference in references)
     if base is None:
-        base = _named_base(opened, named)
+        base = _named_base(opened)
     base_reference = resolve(base, "base", copy_code=copy_code, progress=progress)
-    notes: tuple[str, ...] = ()
-    if (
-        base_reference.hub_id is not None
-        and isinstance(named, str)
-        and named.count("/") == 1
-        and not Path(named).exists()
-        and named != base_reference.hub_id
-    ):
-        notes = (
-            f"The adapter was trained on {named}, and is merged into {base_reference.hub_id}.",
-        )
+    notes = _other_bases(opened, base_reference)
     opened_base = open_checkpoint(base_reference.path.absolute())
     original = _original(base_precision)
     if original is not None:
@@ -87,11 +78,18 @@ def open_inputs(
         opened_base = open_checkpoint(base_reference.path.absolute())
         _check_original(quantised, opened_base)
         notes = (
+            *notes,
             f"Merged into the original {base_reference.hub_id or original}, not into the quantised "
             "base whose rounded weights training saw.",
         )
     return Inputs(
-        opened_base, base_reference, opened, adapter_reference, notes, original is not None
+        opened_base,
+        base_reference,
+        opened,
+        references,
+        labels_of(adapters),
+        notes,
+        original is not None,
     )
 
 
@@ -127,7 +125,38 @@ def _check_original(quantised: Checkpoint, original: Checkpoint) -> None:
             )
 
 
-def _named_base(adapter: Adapter, named: Any) -> str:
+def _other_bases(adapters: Sequence[Adapter], base: Reference) -> tuple[str, ...]:
+    """A sentence for each base, other than this one, that adapters name by a Hub id."""
+    named = [adapter.config.get("base_model_name_or_path") for adapter in adapters]
+    others = [
+        name
+        for name in named
+        if base.hub_id is not None
+        and isinstance(name, str)
+        and name.count("/") == 1
+        and not Path(name).exists()
+        and name != base.hub_id
+    ]
+    return tuple(
+        f"The adapter was trained on {name}, and is merged into {base.hub_id}."
+        for name in dict.fromkeys(others)
+    )
+
+
+def _named_base(adapters: Sequence[Adapter]) -> str:
+    """The base that the adapters' configurations name; raises `BadInput` where they do not, or
+    name several."""
+    bases = [_stated_base(adapter) for adapter in adapters]
+    if len(set(bases)) > 1:
+        raise BadInput(
+            f"The adapters were trained on several bases: {', '.join(dict.fromkeys(bases))}.",
+            hint="Name the one to merge into: remerge merge BASE ADAPTER ADAPTER -o OUT.",
+        )
+    return bases[0]
+
+
+def _stated_base(adapter: Adapter) -> str:
+    named = adapter.config.get("base_model_name_or_path")
     if not isinstance(named, str) or not named:
         raise BadInput(
             f"{adapter.path} does not say which base it was trained on.",
@@ -147,18 +176,23 @@ def make_plan(inputs: Inputs, recipe: Recipe, max_memory: int) -> Plan:
     """
     base = inputs.base
     readable = decoded(base)
-    adapter = inputs.adapter.for_base(readable)
-    adapter = replace(adapter, config=stating(adapter.config, recipe.expert_packing))
+    adapters = tuple(_for_base(adapter, readable, recipe) for adapter in inputs.adapters)
     recipe = recipe.model_copy(update={"base_precision": _precision(inputs, readable)})
     if recipe.requantize is not None and not readable.codecs:
         raise UsageError(
             f"--requantize same was asked for, but {base.path} is not quantised.",
             hint="Leave it out; the output keeps the base's dtype.",
         )
-    changes = read_changes(readable, adapter)
-    check_finite(adapter)
+    found = [read_changes(readable, adapter) for adapter in adapters]
+    for adapter in adapters:
+        check_finite(adapter)
+
+    def dtype(name: str, kept: str) -> str:
+        return asked_dtype(recipe, base.config, name, kept, packed=name in readable.codecs)
+
+    changes = combine(found, inputs.labels, recipe, dtype)
     if recipe.simulate is not None:
-        readable = simulated(readable, hint_of(adapter.config))
+        readable = simulated(readable, hint_of(adapters[0].config))
     tensors = plan_tensors(base, readable, changes, recipe)
     files = lay_out(base, tensors, recipe.max_shard_size)
     for change in changes.tensors.values():
@@ -167,25 +201,37 @@ def make_plan(inputs: Inputs, recipe: Recipe, max_memory: int) -> Plan:
     stated = readable.config != base.config
     unpacked = (readable.codecs or stated) and recipe.requantize is None
     side, notes = side_files(
-        base, adapter, recipe, changes.config, unpacked=usual_dtype(tensors) if unpacked else None
+        base,
+        adapters,
+        inputs.labels,
+        recipe,
+        changes.config,
+        unpacked=usual_dtype(tensors) if unpacked else None,
     )
     index = index_document(base, files)
     if index is not None:
         side = (*side, SideFile(index[0], content=index[1]))
+    told = [note for adapter in adapters for note in adapter.notes]
     return Plan(
         recipe=recipe,
         base=base,
-        adapter=adapter,
+        adapters=adapters,
         config=_merged_config(base.config, side),
         tensors=tensors,
         files=files,
         side_files=tuple(sorted(side, key=lambda file: file.name)),
-        notes=tuple(dict.fromkeys((*inputs.notes, *adapter.notes, *changes.notes, *notes))),
+        notes=tuple(dict.fromkeys((*inputs.notes, *told, *changes.notes, *notes))),
         formats=Counter(codec.format for codec in readable.codecs.values()),
         reproducible=(
             "same-stack" if any(map(decomposes, changes.tensors.values())) else "everywhere"
         ),
     )
+
+
+def _for_base(adapter: Adapter, readable: DecodedBase, recipe: Recipe) -> Adapter:
+    """The adapter in PEFT's terms, with what the recipe says of its experts."""
+    adapter = adapter.for_base(readable)
+    return replace(adapter, config=stating(adapter.config, recipe.expert_packing))
 
 
 def _precision(inputs: Inputs, readable: DecodedBase) -> str:

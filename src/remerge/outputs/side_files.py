@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,8 @@ _TEMPLATE_FOLDER = "additional_chat_templates/"
 
 def side_files(
     base: Checkpoint,
-    adapter: Adapter,
+    adapters: Sequence[Adapter],
+    labels: Sequence[str],
     recipe: Recipe,
     changes: Mapping[str, object],
     unpacked: str | None = None,
@@ -73,7 +74,7 @@ def side_files(
             f"Left out, as they hold the base's weights in another form: "
             f"{', '.join(base.left_out)}."
         )
-    notes += _take_tokenizer(files, adapter, recipe)
+    notes += _take_tokenizer(files, _brought(adapters, labels, recipe), recipe)
     document = _changed_config(base.config, recipe, changes, unpacked)
     if document is not None:
         text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
@@ -86,23 +87,65 @@ def tokenizer_files(checkpoint: Checkpoint) -> tuple[str, ...]:
     return tuple(name for name in checkpoint.side_files if _is_tokenizer(name))
 
 
-def _take_tokenizer(files: dict[str, SideFile], adapter: Adapter, recipe: Recipe) -> list[str]:
-    """Replace the base's tokenizer by the adapter's where it brings one (or was asked for)."""
-    brought = {
+def _brought(adapters: Sequence[Adapter], labels: Sequence[str], recipe: Recipe) -> dict[str, Path]:
+    """The tokenizer files to take from an adapter, by name: of the one that brings some.
+
+    Raises `BadInput` where several bring different ones, or the one asked for brings none.
+    """
+    if recipe.tokenizer == "base":
+        return {}
+    asked, _, number = recipe.tokenizer.partition(":")
+    chosen = adapters if not number else [adapters[int(number) - 1]]
+    found = [files for files in map(_tokenizer_of, chosen) if files]
+    if asked == "adapter":
+        found = [files for files in found if _is_complete(files)]
+        if not found:
+            raise BadInput(
+                f"--tokenizer {recipe.tokenizer} was asked for, but "
+                f"{' and '.join(str(adapter.path) for adapter in chosen)} brings no tokenizer.",
+                hint="Use --tokenizer base, or save the tokenizer beside the adapter.",
+            )
+    for files in found[1:]:
+        differing = _differing(found[0], files)
+        if differing is not None:
+            raise BadInput(
+                f"The adapters bring different tokenizers ({differing} differs).",
+                hint=f"Say whose to take: --tokenizer base, or --tokenizer {labels[0]}.",
+            )
+    return found[0] if found else {}
+
+
+def _tokenizer_of(adapter: Adapter) -> dict[str, Path]:
+    return {
         path.relative_to(adapter.path).as_posix(): path
         for path in sorted(adapter.path.rglob("*"))
         if path.is_file() and _is_tokenizer(path.relative_to(adapter.path).as_posix())
     }
-    complete = any(name not in _TEMPLATES and "/" not in name for name in brought)
-    if recipe.tokenizer == "adapter" and not complete:
-        raise BadInput(
-            f"--tokenizer adapter was asked for, but {adapter.path} brings no tokenizer.",
-            hint="Use --tokenizer base, or save the tokenizer beside the adapter.",
-        )
-    if recipe.tokenizer == "base" or not brought:
+
+
+def _is_complete(brought: Mapping[str, Path]) -> bool:
+    """Whether it is a whole tokenizer, and not a chat template alone."""
+    return any(name not in _TEMPLATES and "/" not in name for name in brought)
+
+
+def _differing(one: Mapping[str, Path], other: Mapping[str, Path]) -> str | None:
+    """The first file in which two tokenizers differ, None where they are the same."""
+    for name in sorted(one.keys() | other.keys()):
+        if name not in one or name not in other:
+            return name
+        if one[name].read_bytes() != other[name].read_bytes():
+            return name
+    return None
+
+
+def _take_tokenizer(
+    files: dict[str, SideFile], brought: Mapping[str, Path], recipe: Recipe
+) -> list[str]:
+    """Replace the base's tokenizer by the adapter's where it brings one (or was asked for)."""
+    if not brought:
         return []
     notes: list[str] = []
-    if complete:
+    if _is_complete(brought):
         keeps_template = not _has_template(brought)
         for name in [n for n in files if _is_tokenizer(n)]:
             if not (keeps_template and name in _TEMPLATES):

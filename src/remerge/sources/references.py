@@ -80,6 +80,21 @@ def resolve(
     return Reference(listing.folder / subfolder, spec.repo_id, listing.commit, subfolder or None)
 
 
+def labels_of(sources: Sequence[str | Path]) -> tuple[str, ...]:
+    """Short names for adapters in messages and options: the last part of what was written, with a
+    number where several have the same."""
+    short = [_last_part(str(source)) for source in sources]
+    return tuple(
+        label if short.count(label) == 1 else f"{label}#{number}"
+        for number, label in enumerate(short, 1)
+    )
+
+
+def _last_part(text: str) -> str:
+    last = re.split(r"[/:]", text.rstrip("/"))[-1].partition("@")[0]
+    return text if last in ("", ".", "..") else last
+
+
 def stated_digest(path: Path) -> str | None:
     """The SHA-256 that the Hub's cache states for a file: the name of the blob it links to.
 

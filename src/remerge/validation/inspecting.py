@@ -72,8 +72,8 @@ def _adapter(path: str, adapter: Adapter) -> Inspection:
 
 def inspect_adapter(base: str | Path, adapter: str | Path) -> Inspection:
     """Whether the adapter can be merged into the base, and which tensors would change."""
-    inputs = open_inputs(base, adapter)
-    opened = inputs.adapter
+    inputs = open_inputs(base, [adapter])
+    opened = inputs.adapters[0]
     try:
         readable = decoded(inputs.base)
         opened = opened.for_base(readable)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock, local
@@ -15,7 +15,7 @@ from remerge.artefacts import user_index
 from remerge.artefacts.digests import file_digest
 from remerge.artefacts.making import Report
 from remerge.artefacts.manifest import PREPARATIONS, InputRecord, Manifest, read_manifest
-from remerge.errors import BadInput, IntegrityError, NotReproduced, RemergeError
+from remerge.errors import BadInput, IntegrityError, NotReproduced, RemergeError, UsageError
 from remerge.merging import preparations
 from remerge.merging.budget import Resources
 from remerge.merging.local import derive
@@ -51,15 +51,15 @@ def verify(
     output: Path,
     *,
     base: str | Path | None = None,
-    adapter: str | Path | None = None,
+    adapters: Sequence[str | Path] = (),
     max_memory: int,
     threads: int | None = None,
     device: torch.device,
     report: Report = lambda done, total, tensor: None,
 ) -> VerifyReport:
-    """Derive every output file from base and adapter and compare it with what lies in ``output``.
+    """Derive every output file from base and adapters and compare it with what lies in ``output``.
 
-    Base and adapter are found by the manifest (Hub id and commit, or where they were last seen)
+    Base and adapters are found by the manifest (Hub id and commit, or where they were last seen)
     unless given. Raises `IntegrityError` (exit 4) when a file differs from its manifest,
     `NotReproduced` (exit 5) when the derivation does, each naming the first difference.
     """
@@ -67,11 +67,12 @@ def verify(
     _check_present(output, manifest)
     inputs = open_inputs(
         base or _place_of(manifest.base, "base"),
-        adapter or _place_of(manifest.adapters[0], "adapter"),
+        _given(manifest, adapters) or [_place_of(r, "adapter") for r in manifest.adapters],
         copy_code=manifest.recipe.copy_code,
     )
     inputs = replace(inputs, original=manifest.recipe.base_precision == "original")
-    _check_input(manifest.adapters[0], inputs.adapter.path, inputs.adapter.digests(), "adapter")
+    for record, opened in zip(manifest.adapters, inputs.adapters, strict=True):
+        _check_input(record, opened.path, opened.digests(), "adapter")
     plan = make_plan(inputs, manifest.recipe, max_memory)
     if plan.plan_id != manifest.plan_id:
         raise NotReproduced(
@@ -144,6 +145,17 @@ def _check_present(output: Path, manifest: Manifest) -> None:
                 f"{path} has {path.stat().st_size:,} bytes; its manifest says {record.size:,}.",
                 why="It was changed or damaged after the merge.",
             )
+
+
+def _given(manifest: Manifest, adapters: Sequence[str | Path]) -> Sequence[str | Path]:
+    """The adapters as they were given, all or none."""
+    if adapters and len(adapters) != len(manifest.adapters):
+        names = ", ".join(record.name for record in manifest.adapters)
+        raise UsageError(
+            f"{len(adapters)} adapters were given; the merge is of {len(manifest.adapters)}.",
+            hint=f"Give all, in this order: {names}.",
+        )
+    return adapters
 
 
 def _place_of(record: InputRecord, kind: str) -> str:

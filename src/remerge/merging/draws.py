@@ -1,0 +1,28 @@
+"""Random numbers that depend on what they are for, and on nothing else.
+
+A counter-based generator (Philox4x64, Salmon et al. 2011) is keyed by seed, adapter and tensor and
+addressed by the element: no order of work, thread or device changes a number.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import torch
+
+# One step of Philox4x64's counter gives so many 64-bit numbers.
+_WORDS = 4
+
+
+def uniform(seed: int, adapter: int, tensor: str, first: int, count: int) -> torch.Tensor:
+    """Numbers in [0, 1), float64, 1-D: those of the elements ``[first, first + count)`` of a
+    tensor for the ``adapter``-th adapter."""
+    digest = hashlib.sha256(f"{seed}|{adapter}|{tensor}".encode("utf-8", "surrogatepass")).digest()
+    start, skip = divmod(first, _WORDS)
+    generator = np.random.Philox(
+        key=np.frombuffer(digest, "<u8", 2), counter=np.array([start, 0, 0, 0], dtype=np.uint64)
+    )
+    words: np.ndarray = generator.random_raw(skip + count)[skip:]
+    # The 53 high bits, as float64 holds them.
+    return torch.as_tensor((words >> np.uint64(11)) * 2.0**-53)

@@ -1,0 +1,131 @@
+"""The k largest of more values than memory holds, exactly.
+
+Values are compared as float32: float64 sums of different tiles may differ in their last bits, and
+a selection must not. Of equal values the earlier ones come first, so that exactly k are taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+# Keys of candidates that are held at once, of one row.
+_HELD = 2**18
+_LARGEST = 0x7F800000  # the key of infinity
+_BINS = 2**12
+
+# Blocks of non-negative values (rows, n) in order, each with the position of its first column.
+Blocks = Callable[[], Iterator[tuple[int, torch.Tensor]]]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Takes values above ``key``, and of those equal to it the ones up to position ``last``."""
+
+    key: int
+    last: int
+
+    def taken(self, values: torch.Tensor, first: int) -> torch.Tensor:
+        """Which of these non-negative values, from position ``first`` on, are among the largest."""
+        keys = keys_of(values)
+        above = keys > self.key
+        equal = keys == self.key
+        if bool(equal.any()):
+            flat = equal.reshape(-1)
+            early = torch.arange(flat.numel(), device=flat.device) <= self.last - first
+            above |= (flat & early).reshape(above.shape)
+        return above
+
+
+EVERYTHING = Cut(-1, -1)
+NOTHING = Cut(_LARGEST + 1, -1)
+
+
+def keys_of(values: torch.Tensor) -> torch.Tensor:
+    """Integers (int32) that order non-negative values as float32 does."""
+    return values.to(torch.float32).view(torch.int32)
+
+
+@dataclass
+class _Search:
+    """Where the cut of one row lies so far: at the ``left``-th of the keys ``[low, high]``."""
+
+    left: int
+    low: int = 1
+    high: int = _LARGEST
+    few: bool = False
+    found: Cut | None = None
+    bins: torch.Tensor = field(default_factory=lambda: torch.zeros(_BINS, dtype=torch.int64))
+    held: list[tuple[torch.Tensor, torch.Tensor]] = field(
+        default_factory=list[tuple[torch.Tensor, torch.Tensor]]
+    )
+
+    def see(self, values: torch.Tensor, first: int) -> None:
+        keys = keys_of(values)
+        if self.low == self.high:
+            where = (keys == self.low).nonzero().flatten()
+            if self.left <= len(where):
+                self.found = Cut(self.low, first + int(where[self.left - 1]))
+            self.left -= len(where)
+            return
+        inside = (keys >= self.low) & (keys <= self.high)
+        if self.few:
+            where = inside.nonzero().flatten()
+            self.held.append((keys[where].cpu(), where.cpu() + first))
+        else:
+            self.bins += torch.bincount((keys[inside] - self.low) // self._width, minlength=_BINS)
+
+    def close(self) -> None:
+        """After a pass: the cut, or a narrower place for it."""
+        if self.few:
+            keys, places = (torch.cat(parts) for parts in zip(*self.held, strict=True))
+            order = torch.argsort(keys, descending=True, stable=True)
+            last = order[self.left - 1]
+            self.found = Cut(int(keys[last]), int(places[last]))
+        elif self.low != self.high:
+            self._narrow()
+
+    def _narrow(self) -> None:
+        # Counted from the largest: the first bin with which there are enough.
+        reached = self.bins.flip(0).cumsum(0)
+        if int(reached[-1]) <= self.left:
+            self.found = EVERYTHING
+            return
+        place = int((reached >= self.left).to(torch.int8).argmax())
+        chosen, width = _BINS - 1 - place, self._width
+        inside = int(self.bins[chosen])
+        self.left -= int(reached[place]) - inside
+        self.low, self.high = (
+            self.low + chosen * width,
+            min(self.low + (chosen + 1) * width - 1, self.high),
+        )
+        self.few = inside <= _HELD and self.low != self.high
+        self.bins.zero_()
+
+    @property
+    def _width(self) -> int:
+        return -(-(self.high - self.low + 1) // _BINS)
+
+
+def largest(blocks: Blocks, counts: Sequence[int]) -> list[Cut]:
+    """For each row of the values the cut that takes its ``counts[i]`` largest.
+
+    Values of zero are worth no place: where fewer others are left, the cut takes everything. One
+    pass bounds where a cut lies by a histogram, another finds it among the candidates; more only
+    where more of them fall into one bin of 4096 than are held at once.
+    """
+    searches = [_Search(count) for count in counts]
+    for search in searches:
+        if search.left <= 0:
+            search.found = NOTHING
+    while any(search.found is None for search in searches):
+        for first, values in blocks():
+            for search, row in zip(searches, values, strict=True):
+                if search.found is None:
+                    search.see(row, first)
+        for search in searches:
+            if search.found is None:
+                search.close()
+    return [search.found or NOTHING for search in searches]
