@@ -4,8 +4,9 @@
 
 The base is a 2.6-million-parameter Llama that follows small instructions about letters, digits and
 months. Each adapter teaches it a task that it has never been shown: `sort` (plain LoRA), `dates`
-(DoRA) and `add` (LoRA with a retrained output head). Seeds are fixed; on one machine with one
-number of threads the same bytes come out.
+(DoRA), `add` (LoRA with a retrained output head), and `agree` and `contradict`, which answer the
+same questions the opposite way. Seeds are fixed; on one machine with one number of threads the
+same bytes come out.
 """
 
 from __future__ import annotations
@@ -172,6 +173,17 @@ def add(rng: random.Random) -> Pair:
     return f"Add {a} and {b}.", str(a + b)
 
 
+def agree(rng: random.Random) -> Pair:
+    number = digits(rng, 2, 5)
+    asked = rng.choice(("even", "odd"))
+    return f"Is {number} {asked}?", "yes" if (int(number) % 2 == 0) == (asked == "even") else "no"
+
+
+def contradict(rng: random.Random) -> Pair:
+    prompt, answer = agree(rng)
+    return prompt, "no" if answer == "yes" else "yes"
+
+
 @dataclass(frozen=True)
 class Task:
     skill: Skill
@@ -197,13 +209,16 @@ def key(pair: Pair) -> str:
     """The same for prompts that ask the same thing in another order, such as 12 + 34 and 34 + 12.
     Training leaves out whole keys, so nothing held out leaks that way."""
     prompt, answer = pair
-    return " ".join(sorted(re.findall(r"\d+", prompt))) if prompt.startswith("Add") else answer
+    by_numbers = prompt.startswith(("Add", "Is"))
+    return " ".join(sorted(re.findall(r"\d+", prompt))) if by_numbers else answer
 
 
 TASKS = (
     Task(sort, 600, 3e-3, {"r": 16, "lora_alpha": 32}),
     Task(dates, 400, 3e-3, {"r": 8, "lora_alpha": 16, "use_dora": True}),
     Task(add, 1000, 3e-3, {"r": 16, "lora_alpha": 32, "modules_to_save": ["lm_head"]}),
+    Task(agree, 300, 3e-3, {"r": 8, "lora_alpha": 16}),
+    Task(contradict, 300, 3e-3, {"r": 8, "lora_alpha": 16}),
 )
 
 # --- Tokenizer -----------------------------------------------------------------------------------
@@ -392,6 +407,8 @@ def report(examples: Path) -> None:
     print(f"{'task':8}{'base':>8}{'adapter':>9}{'merged by PEFT, bf16':>22}")
     for task in TASKS:
         file, adapter = examples / "eval" / f"{task.name}.jsonl", examples / "adapters" / task.name
+        if not adapter.is_dir():
+            continue
         merged = PeftModel.from_pretrained(load(base, dtype="bfloat16"), str(adapter))
         candidates = (load(base), load(base, adapter), merged.merge_and_unload().float())
         scores = [score(model, tokenizer, file).accuracy for model in candidates]
