@@ -6,14 +6,9 @@ memory changes a bit of what comes out; results come in the order of the plan.
 
 from __future__ import annotations
 
-import ctypes
 import math
-from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from threading import Condition
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -23,6 +18,7 @@ from remerge.merging.budget import RESIDENT
 from remerge.merging.difference import Difference, assembled
 from remerge.merging.extraction import LowRankFit, Wanted, bytes_needed, enough, fit
 from remerge.merging.extraction_plan import ExtractionPlan, Parameter
+from remerge.merging.ordered import Room, give_back, in_order
 from remerge.merging.patches import BLOCK, Patch, patches_of, window
 from remerge.sources.checkpoint import StoredTensor
 from remerge.sources.reading import Reader, Source
@@ -49,26 +45,6 @@ class Outcome:
     @property
     def explained_squares(self) -> float:
         return sum(float(fit.squares.sum()) for fit in self.fits)
-
-
-@dataclass
-class Room:
-    """Bytes that the jobs at work may take together; a job waits for its share."""
-
-    free: int
-    changed: Condition = field(default_factory=Condition)
-
-    @contextmanager
-    def taken(self, nbytes: int) -> Generator[None]:
-        with self.changed:
-            self.changed.wait_for(lambda: self.free >= nbytes)
-            self.free -= nbytes
-        try:
-            yield
-        finally:
-            with self.changed:
-                self.free += nbytes
-                self.changed.notify_all()
 
 
 @dataclass(frozen=True)
@@ -105,37 +81,19 @@ class Comparison:
         threads = max(1, min(self.threads, self.room // _A_THREAD))
 
         def job(parameter: Parameter) -> Outcome:
-            torch.set_num_threads(1)
             if parameter.form == "whole":
                 with room.taken(min(32 * BLOCK, self.room)):
                     return Outcome(parameter, self._changed(parameter))
-            _give_back()
+            give_back()
             sketch = _sketch(parameter, self.wanted.rank)
             held = 4 * math.prod(parameter.view) // parameter.matrices
             keep = sketch + held <= self.room // threads
             with room.taken(sketch + held if keep else sketch):
                 return self._decomposed(parameter, keep)
 
-        pool = ThreadPoolExecutor(threads, thread_name_prefix="extract")
-        left = iter(parameters)
-        waiting: deque[Future[Outcome]] = deque()
-        before = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            while True:
-                # Results hold factors: no more of them than threads may wait to be taken.
-                while len(waiting) < threads + 1 and (parameter := next(left, None)):
-                    waiting.append(pool.submit(job, parameter))
-                if not waiting:
-                    return
-                outcome = waiting.popleft().result()
-                told(outcome.parameter)
-                yield outcome
-        finally:
-            for future in waiting:
-                future.cancel()
-            pool.shutdown()
-            torch.set_num_threads(before)
+        for outcome in in_order(parameters, job, threads):
+            told(outcome.parameter)
+            yield outcome
 
     def untied(self) -> Iterator[str]:
         """Second names of a parameter of the base whose values are their own in MERGED."""
@@ -222,12 +180,6 @@ class Comparison:
         self, name: str, shape: tuple[int, int], patches: Sequence[Patch], keep: bool
     ) -> Difference:
         return Difference(name, self.base, self.merged, shape, patches, keep)
-
-
-def _give_back() -> None:
-    """Return freed memory to the system, which glibc puts off; elsewhere nothing happens."""
-    with suppress(AttributeError, OSError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _narrow(found: LowRankFit) -> LowRankFit:

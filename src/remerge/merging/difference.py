@@ -1,32 +1,23 @@
 """What a merged checkpoint has over its base: a matrix a parameter, multiplied but never held.
 
 A parameter of the model may lie in several stored tensors, in pieces of any order (`Region`). Both
-checkpoints store it alike, so that their difference is known piece by piece: it is read in blocks
-of rows and multiplied from either side. A difference is rounded to float32, which is exact for
-16-bit weights of like size and lets a matrix be kept where it fits; products are float64.
+checkpoints store it alike, so that their difference is known piece by piece. A difference is
+rounded to float32, which is exact for 16-bit weights of like size and lets a matrix be kept where
+it fits; products are float64.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 
 from remerge.adapters.indices import as_vector
 from remerge.errors import BadInput
-from remerge.merging.patches import Patch, parts, place, stored_block
+from remerge.merging.patches import Patch, ReadsValues, parts, stored_block
+from remerge.merging.streamed import Streamed
 from remerge.sources.reading import Reader
-
-
-@dataclass(frozen=True)
-class Block:
-    """A few rows of a patch: float32 values in the order of the stored tensor."""
-
-    values: torch.Tensor
-    at_rows: slice | torch.Tensor
-    at_cols: slice | torch.Tensor
-    transposed: bool
 
 
 @dataclass(frozen=True)
@@ -47,65 +38,28 @@ class Difference:
     shape: tuple[int, int]
     patches: Sequence[Patch]
     keep: bool = False
-    _kept: list[Block] | None = None
     _equal: bool = field(default=True, init=False)
-    _scratch: torch.Tensor = field(
-        default_factory=lambda: torch.empty(0, dtype=torch.float64), init=False
-    )
+
+    def __post_init__(self) -> None:
+        self._matrix = Streamed(self.name, self.shape, self.patches, self._piece, self.keep)
 
     def measure(self) -> Extent:
         """The first pass. Raises `BadInput` for a value that is not finite on either side."""
         self._equal = True
-        squared = 0.0
-        kept: list[Block] = []
-        # One piece of memory goes back to the system as one; many small ones may not.
-        held = sum(len(patch.rows) * len(patch.cols) for patch in self.patches)
-        room = torch.empty(held if self.keep else 0)
-        for block in self._read():
-            values = self._widened(block.values).flatten()
-            squared += float(values @ values)
-            if self.keep:
-                here, room = room[: block.values.numel()], room[block.values.numel() :]
-                here = here.view_as(block.values).copy_(block.values)
-                kept.append(replace(block, values=here))
-        if self.keep:
-            self._kept = kept
-        return Extent(squared, not self._equal)
+        return Extent(self._matrix.measure(), not self._equal)
 
     def times(self, right: torch.Tensor) -> torch.Tensor:
         """``D @ right`` for float64 ``right`` (columns, k)."""
-        out = torch.zeros(self.shape[0], right.shape[1], dtype=torch.float64)
-        for block in self._blocks():
-            values = self._widened(block.values)
-            out[block.at_rows] += (values.T if block.transposed else values) @ right[block.at_cols]
-        return out
+        return self._matrix.times(right)
 
     def transposed_times(self, left: torch.Tensor) -> torch.Tensor:
         """``D.T @ left`` for float64 ``left`` (rows, k)."""
-        out = torch.zeros(self.shape[1], left.shape[1], dtype=torch.float64)
-        for block in self._blocks():
-            values = self._widened(block.values)
-            out[block.at_cols] += (values if block.transposed else values.T) @ left[block.at_rows]
-        return out
+        return self._matrix.transposed_times(left)
 
-    def _widened(self, values: torch.Tensor) -> torch.Tensor:
-        """The values in float64, in memory that the next call uses again: what is allocated and
-        freed for every block, the system does not get back in time."""
-        if self._scratch.numel() < values.numel():
-            self._scratch = torch.empty(values.numel(), dtype=torch.float64)
-        return self._scratch[: values.numel()].view(values.shape).copy_(values)
-
-    def _blocks(self) -> Iterator[Block]:
-        return self._read() if self._kept is None else iter(self._kept)
-
-    def _read(self) -> Iterator[Block]:
-        for patch in self.patches:
-            for part in parts(patch):
-                base = stored_block(self.base, part.base, part)
-                merged = stored_block(self.merged, part.merged, part)
-                values = self._difference(base, merged)
-                across, down = place(part.at_rows), place(part.at_cols)
-                yield Block(values, across, down, part.transposed)
+    def _piece(self, part: Patch) -> torch.Tensor:
+        base = stored_block(self.base, part.base, part)
+        merged = stored_block(self.merged, part.merged, part)
+        return self._difference(base, merged)
 
     def _difference(self, base: torch.Tensor, merged: torch.Tensor) -> torch.Tensor:
         if base.dtype == merged.dtype and torch.equal(_bits(base), _bits(merged)):
@@ -129,7 +83,9 @@ class Difference:
         return BadInput(f"{self.name} differs by more than float32 can say.")
 
 
-def assembled(reader: Reader, patches: Sequence[Patch], shape: tuple[int, int]) -> torch.Tensor:
+def assembled(
+    reader: ReadsValues, patches: Sequence[Patch], shape: tuple[int, int]
+) -> torch.Tensor:
     """The merged side of a few rows of a parameter, as stored."""
     out: torch.Tensor | None = None
     for patch in patches:

@@ -17,8 +17,8 @@ from typing import Any, cast
 
 import torch
 
-from remerge.merging.difference import Difference
 from remerge.merging.patches import BLOCK
+from remerge.merging.streamed import Multiplied
 
 _OVERSAMPLING = 10
 # With two, even a difference without any structure is met within 1 % of the least error.
@@ -57,7 +57,7 @@ class LowRankFit:
         )
 
 
-def fit(difference: Difference, wanted: Wanted, squared_norm: float) -> LowRankFit:
+def fit(difference: Multiplied, wanted: Wanted, squared_norm: float) -> LowRankFit:
     """The nearest matrix of the wanted rank to a difference that is not zero."""
     rows, columns = difference.shape
     rank = min(wanted.rank, rows, columns)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -12,10 +13,18 @@ import torch
 from remerge.adapters.indices import as_vector, compact, shifted
 from remerge.adapters.regions import Index, Region, matrix_view
 from remerge.errors import BadInput, Unsupported
-from remerge.sources.reading import Reader, Source
+from remerge.sources.reading import Source
 
 # Elements read at once; part of what the last bits of a sum depend on.
 BLOCK = 2**20
+
+
+class ReadsValues(Protocol):
+    """Something that has values for every tensor of a checkpoint."""
+
+    def values(self, source: Source, first: int, count: int) -> torch.Tensor:
+        """``count`` elements of a tensor from ``first`` on, 1-D."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -91,7 +100,7 @@ def window(patches: Sequence[Patch], rows: range) -> tuple[Patch, ...]:
     return tuple(found)
 
 
-def stored_block(reader: Reader, source: Source, patch: Patch) -> torch.Tensor:
+def stored_block(reader: ReadsValues, source: Source, patch: Patch) -> torch.Tensor:
     """The values of a patch (no larger than a few blocks) in the order of the stored tensor."""
     rows, cols = patch.rows, patch.cols
     if isinstance(cols, range) and cols.step == 1 and (len(rows) == 1 or len(cols) < patch.width):
@@ -121,7 +130,7 @@ def parts(patch: Patch) -> Iterator[Patch]:
 
 
 def _run(
-    reader: Reader, source: Source, width: int, first: int, last: int, cols: range
+    reader: ReadsValues, source: Source, width: int, first: int, last: int, cols: range
 ) -> torch.Tensor:
     """Rows ``[first, last)``: whole ones, or part of a single one."""
     count = (last - first) * len(cols)
