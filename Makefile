@@ -3,8 +3,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# An environment of its own: what mergekit asks for must not decide what remerge is tested with.
+MERGEKIT := .venv-mergekit
 
-.PHONY: demo test slow-test check bench clean
+.PHONY: demo test slow-test mergekit-test check bench clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -13,14 +15,24 @@ $(VENV)/installed: pyproject.toml constraints.txt
 		bitsandbytes compressed-tensors hypothesis pyright pytest pytest-timeout pytest-xdist ruff safetensors
 	touch $@
 
+$(MERGEKIT)/installed: constraints.txt constraints-mergekit.txt
+	$(PYTHON) -m venv $(MERGEKIT)
+	$(MERGEKIT)/bin/pip install -q --disable-pip-version-check -c constraints.txt torch
+	$(MERGEKIT)/bin/pip install -q --disable-pip-version-check \
+		-c constraints.txt -c constraints-mergekit.txt mergekit
+	touch $@
+
 demo: $(VENV)/installed
 	$(BIN)/python scripts/demo.py
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -q -n 2 -m "not slow"
+	$(BIN)/python -m pytest -q -n 2 -m "not slow and not mergekit"
 
 slow-test: $(VENV)/installed
 	$(BIN)/python -m pytest -q -n 2 -m slow
+
+mergekit-test: $(VENV)/installed $(MERGEKIT)/installed
+	$(BIN)/python -m pytest -q -n 2 -m mergekit
 
 check: $(VENV)/installed
 	$(BIN)/ruff check .
@@ -31,4 +43,4 @@ bench: $(VENV)/installed
 	$(BIN)/python benchmarks/bench.py $(BENCH)
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(MERGEKIT)
