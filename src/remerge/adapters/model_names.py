@@ -39,7 +39,7 @@ class ModelNames:
     """
 
     def __init__(self, model: PreTrainedModel, tensors: Mapping[str, TensorFacts]) -> None:
-        self._model = model
+        self.model = model
         self._modules = _modules(model)
         self._shapes = {
             name: tuple(value.shape)
@@ -54,7 +54,7 @@ class ModelNames:
     @property
     def architecture(self) -> str:
         """The class whose names these are."""
-        return type(self._model).__name__
+        return type(self.model).__name__
 
     def has(self, modules: Collection[str], parameters: Collection[str]) -> bool:
         """Whether all of these are names of the model itself."""
@@ -71,7 +71,7 @@ class ModelNames:
     def quantised_weights(self) -> list[str]:
         """The weights that bitsandbytes quantises when transformers loads this model for QLoRA
         training (integrations/bitsandbytes.py): fully connected layers but the output head."""
-        model: Any = self._model
+        model: Any = self.model
         quantizer: Any = quantizers.base.HfQuantizer
         converts: Any = quantizers.quantizers_utils
         skipped = quantizer.get_modules_to_not_convert(model, None, model._keep_in_fp32_modules)
@@ -92,7 +92,7 @@ class ModelNames:
         return None if self._key(weight) is None else Layer("Linear")
 
     def modules(self) -> list[str]:
-        return [name for name, _ in cast(Any, self._model).named_modules()]
+        return [name for name, _ in cast(Any, self.model).named_modules()]
 
     def shape(self, parameter: str) -> tuple[int, ...] | None:
         known = self._parameter(parameter)

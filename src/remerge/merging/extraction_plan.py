@@ -14,9 +14,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from remerge.adapters.facts import ModelHint
-from remerge.adapters.meta_model import candidate_models, knows, quiet
-from remerge.adapters.model_names import ModelNames
+from remerge.adapters.facts import ModelHint, Wanted
+from remerge.adapters.meta_model import knows
+from remerge.adapters.model_names import ModelNames, likeliest_names
 from remerge.adapters.regions import Region, matrix_view
 from remerge.adapters.vocabulary import counts_tokens
 from remerge.errors import BadInput, Unsupported
@@ -110,8 +110,11 @@ class ExtractionPlan:
     names: tuple[str, ...]
 
 
-def open_model(checkpoint: Checkpoint) -> Opened:
-    """The checkpoint as the model that its config.json names.
+def open_model(
+    checkpoint: Checkpoint, hint: ModelHint | None = None, wanted: Wanted | None = None
+) -> Opened:
+    """The checkpoint as the model that its config.json names, or that an adapter was trained with:
+    ``hint`` and ``wanted`` are what that says of it.
 
     Raises `Unsupported` for a model type that transformers does not have.
     """
@@ -123,9 +126,10 @@ def open_model(checkpoint: Checkpoint) -> Opened:
             hint="Convert both models to a type of transformers, or update transformers.",
         )
     reads = decoded(checkpoint)
-    model = next(candidate_models(reads.config, ModelHint()))
-    with quiet():
-        return Opened(checkpoint, reads.tensors, model, ModelNames(model, reads.tensors))
+    names = likeliest_names(
+        reads.config, reads.tensors, hint or ModelHint(), wanted or Wanted({}, {})
+    )
+    return Opened(checkpoint, reads.tensors, names.model, names)
 
 
 def plan_extraction(base: Opened, merged: Opened) -> ExtractionPlan:
@@ -142,12 +146,12 @@ def plan_extraction(base: Opened, merged: Opened) -> ExtractionPlan:
     found: list[Parameter] = []
     tied: dict[str, str] = {}
     missing: list[str] = []
-    for name, twin in _state(base):
+    for name, twin in state_of(base):
         regions = base.names.regions(name), merged.names.regions(name)
         if twin is not None:
             tied[name] = twin
         elif all(regions):
-            found.append(_parameter(base, merged, name, *regions))
+            found.append(parameter_of(base, merged, name, *regions))
         elif any(regions):
             missing.append(f"{name} ({'merged model' if regions[0] else 'base'})")
     if missing or not found:
@@ -169,8 +173,8 @@ def plan_extraction(base: Opened, merged: Opened) -> ExtractionPlan:
         tied,
         tuple(sorted(before & after)),
         tuple(sorted((before ^ after) - twins - inside[0] - inside[1])),
-        tuple(name for name, _ in _modules(base.model) if name),
-        tuple(name for name, _ in _state(base)),
+        module_names(base),
+        tuple(name for name, _ in state_of(base)),
     )
 
 
@@ -180,11 +184,13 @@ def some(names: Sequence[str]) -> str:
     return ", ".join(names[:_SHOWN]) + more
 
 
-def _modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    yield from model.named_modules(remove_duplicate=False)
+def module_names(opened: Opened) -> tuple[str, ...]:
+    """Paths of all modules, those of a shared one included."""
+    model: Any = opened.model
+    return tuple(name for name, _ in model.named_modules(remove_duplicate=False) if name)
 
 
-def _state(opened: Opened) -> Iterator[tuple[str, str | None]]:
+def state_of(opened: Opened) -> Iterator[tuple[str, str | None]]:
     """Names of parameters and kept buffers; a second name of a shared one with its first."""
     seen: dict[int, str] = {}
     state: dict[str, Any] = opened.model.state_dict(keep_vars=True)
@@ -197,13 +203,14 @@ def _state(opened: Opened) -> Iterator[tuple[str, str | None]]:
             yield name, None if first == name else first
 
 
-def _parameter(
+def parameter_of(
     base: Opened,
     merged: Opened,
     name: str,
     before: tuple[Region, ...],
     after: tuple[Region, ...],
 ) -> Parameter:
+    """A parameter of two models of one class; these may be the same."""
     shape, other = base.names.shape(name) or (), merged.names.shape(name) or ()
     resized = shape != other
     if resized and not (counts_tokens(name) and len(shape) == 2 and shape[1:] == other[1:]):
@@ -222,7 +229,7 @@ def _parameter(
     if resized or not floats or 0 in shape:
         form = "whole"
     module = base.model.get_submodule(name.rpartition(".")[0])
-    saved = _is_leaf(module) and not resized and all(form == "whole" for form in forms.values())
+    saved = is_leaf(module) and not resized and all(form == "whole" for form in forms.values())
     return Parameter(name, form, kind, shape, other, before, after, saved, turned)
 
 
@@ -242,7 +249,7 @@ def _module_forms(opened: Opened, path: str) -> dict[str, Form]:
     module = opened.model.get_submodule(path)
     layer = opened.names.layer(path)
     kind, groups = ("", 1) if layer is None else (layer.kind, layer.groups)
-    leaf = _is_leaf(module)
+    leaf = is_leaf(module)
     forms: dict[str, Form] = {name: "whole" for name, _ in module.named_buffers(recurse=False)}
     for name, value in module.named_parameters(recurse=False):
         forms[name] = "whole"
@@ -256,20 +263,20 @@ def _module_forms(opened: Opened, path: str) -> dict[str, Form]:
     return forms
 
 
-def _is_leaf(module: nn.Module) -> bool:
+def is_leaf(module: nn.Module) -> bool:
     """Whether no layer lies below; an activation function is none."""
     return not any(True for child in module.children() for _ in child.state_dict())
 
 
 def _inside(opened: Opened) -> set[str]:
     """The stored tensors that the model's parameters are made of."""
-    return {region.tensor for name, _ in _state(opened) for region in opened.names.regions(name)}
+    return {region.tensor for name, _ in state_of(opened) for region in opened.names.regions(name)}
 
 
 def _twins(opened: Opened) -> set[str]:
     """Stored copies of a tied parameter under its other names."""
     return {
         opened.names.checkpoint_name(other)
-        for name, _ in _state(opened)
+        for name, _ in state_of(opened)
         for other in opened.names.tied(name)
     }

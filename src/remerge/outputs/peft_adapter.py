@@ -13,12 +13,11 @@ import struct
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, Protocol, cast
 
 import torch
 
 from remerge.adapters.keys import PREFIX
-from remerge.merging.extraction import LowRankFit
 from remerge.merging.extraction_plan import Parameter
 from remerge.sources.dtypes import dtype_name
 from remerge.sources.header import build_header
@@ -34,10 +33,20 @@ _SPOOL = ".adapter_model.part"
 _TAKEN_FOR_EXPERTS = frozenset({"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"})
 
 
+class Pair(Protocol):
+    """A product ``left @ right`` of float matrices (rows, rank) and (rank, columns)."""
+
+    @property
+    def left(self) -> torch.Tensor: ...
+
+    @property
+    def right(self) -> torch.Tensor: ...
+
+
 def factors(
-    parameter: Parameter, fits: Sequence[LowRankFit], dtype: torch.dtype
+    parameter: Parameter, fits: Sequence[Pair], dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A and B of a parameter as PEFT stores them, from one decomposition (one an expert)."""
+    """A and B of a parameter as PEFT stores them, from one product (one an expert)."""
     left, right = fits[0].left, fits[0].right
     if parameter.form in ("turned", "embedding"):
         a, b = left.T, right.T
