@@ -27,7 +27,7 @@ from remerge.errors import (
 from remerge.version import __version__
 
 if TYPE_CHECKING:
-    from remerge.api import extract, inspect, merge, open_merged, plan, verify
+    from remerge.api import extract, inspect, merge, open_merged, plan, read_recipe, verify
 
 __all__ = [
     "BadInput",
@@ -44,13 +44,14 @@ __all__ = [
     "merge",
     "open_merged",
     "plan",
+    "read_recipe",
     "verify",
 ]
 
 
 def __getattr__(name: str) -> Any:
     """Import the working parts (torch) at their first use, so that ``remerge --help`` is quick."""
-    if name in ("extract", "inspect", "merge", "open_merged", "plan", "verify"):
+    if name in ("extract", "inspect", "merge", "open_merged", "plan", "read_recipe", "verify"):
         from remerge import api
 
         return getattr(api, name)

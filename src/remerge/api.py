@@ -17,6 +17,7 @@ from remerge.merging.extraction import LARGEST_RANK
 from remerge.merging.merged import MergedCheckpoint
 from remerge.merging.plan import Plan
 from remerge.merging.recipe import make_recipe, parse_dtype, parse_size
+from remerge.merging.recipes.registry import read_recipe as read_recipe
 from remerge.outputs.planning import Inputs, make_plan, open_inputs
 from remerge.sources.references import labels_of, resolve
 from remerge.validation import verify as verifying

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 
 from remerge.errors import UsageError
 from remerge.merging.methods.method import Method, PerAdapter
@@ -19,17 +20,10 @@ def read_method(
 ) -> tuple[Method[Any], dict[str, Any]]:
     """The method of this name and its parameters in full: defaults filled in, a number for each
     adapter where one stands for all."""
-    method = METHODS.get(ALIASES.get(name, name))
-    if method is None:
-        near = difflib.get_close_matches(name, [*METHODS, *ALIASES], 1)
-        raise UsageError(
-            f"There is no method {name!r}.",
-            why=f"Did you mean {near[0]}?" if near else None,
-            hint=f"Choose {', '.join(METHODS)}.",
-        )
+    method = find_method(name)
     _check_count(method, adapters)
     given = {key: value for key, value in parameters.items() if value is not None}
-    known = {field.alias or key: field for key, field in method.parameters.model_fields.items()}
+    known = _fields(method)
     for key in given:
         if key not in known:
             takes = ", ".join(_flag(name) for name in known) or "none"
@@ -39,7 +33,9 @@ def read_method(
     for key, field in known.items():
         if field.annotation == PerAdapter:
             asked = given.get(key, field.default)
-            given[key] = per_adapter(asked, adapters, _flag(key))
+            given[key] = per_adapter(asked, adapters, _flag(key), field.default[0])
+        elif field.annotation is float and isinstance(given.get(key), bool):
+            raise UsageError(f"{_flag(key)} {given[key]} is no number.")
     try:
         read = method.read(given)
     except ValidationError as error:
@@ -49,12 +45,43 @@ def read_method(
     return method, read.model_dump(mode="json", by_alias=True)
 
 
-def per_adapter(asked: Any, adapters: int, option: str) -> tuple[float, ...]:
-    """A number for each adapter, from one for all or one for each."""
+def find_method(name: str) -> Method[Any]:
+    """The method of this name, its own or another tool's; raises `UsageError`."""
+    method = METHODS.get(ALIASES.get(name, name))
+    if method is None:
+        near = difflib.get_close_matches(name, [*METHODS, *ALIASES], 1)
+        raise UsageError(
+            f"There is no method {name!r}.",
+            why=f"Did you mean {near[0]}?" if near else None,
+            hint=f"Choose {', '.join(METHODS)}.",
+        )
+    return method
+
+
+def parameters_of(name: str) -> Mapping[str, bool]:
+    """The parameters of a method, and whether each is a number for each adapter."""
+    fields = _fields(find_method(name))
+    return {key: field.annotation == PerAdapter for key, field in fields.items()}
+
+
+def _fields(method: Method[Any]) -> Mapping[str, FieldInfo]:
+    return {field.alias or key: field for key, field in method.parameters.model_fields.items()}
+
+
+# The parameters that any method has, as `parameters_of` gives them.
+ALL_PARAMETERS: Mapping[str, bool] = {
+    key: each for name in METHODS for key, each in parameters_of(name).items()
+}
+
+
+def per_adapter(asked: Any, adapters: int, option: str, default: float) -> tuple[float, ...]:
+    """A number for each adapter, from one for all or one for each; None stands for the default."""
     several = isinstance(asked, list | tuple)
     values = cast("Sequence[Any]", asked) if several else [asked]
     try:
-        numbers = tuple(float(value) for value in values)
+        if any(isinstance(value, bool) for value in values):
+            raise TypeError
+        numbers = tuple(default if value is None else float(value) for value in values)
     except (TypeError, ValueError):
         raise UsageError(f"{option} {asked!r} is no number.") from None
     if not all(math.isfinite(number) for number in numbers):
@@ -71,7 +98,7 @@ def per_adapter(asked: Any, adapters: int, option: str) -> tuple[float, ...]:
 
 def read_weights(asked: Sequence[float] | float | None, adapters: int) -> tuple[float, ...]:
     """The weight of each adapter; 1 where nothing is said."""
-    return per_adapter(1.0 if asked is None else asked, adapters, "--weights")
+    return per_adapter(asked, adapters, "--weights", 1.0)
 
 
 def read_prefer(asked: Sequence[str], adapters: Sequence[str]) -> tuple[tuple[str, int], ...]:

@@ -95,9 +95,11 @@ def open_checkpoint(path: Path) -> Checkpoint:
     if not path.is_dir():
         raise BadInput(f"{path} is not a directory.", hint="Give the checkpoint's directory.")
     if (path / "adapter_config.json").exists() and not (path / "config.json").exists():
+        trained_on = read_json_object(path / "adapter_config.json").get("base_model_name_or_path")
         raise BadInput(
             f"{path} is an adapter, not a base checkpoint.",
-            hint="The base comes first: remerge merge BASE ADAPTER -o OUT.",
+            why=f"It was trained on {trained_on}." if trained_on else None,
+            hint=f"The base comes first: remerge merge {trained_on or 'BASE'} ADAPTER -o OUT.",
         )
     if not (path / "config.json").exists():
         raise BadInput(
