@@ -28,9 +28,9 @@ class _Strict(yaml.SafeLoader):
         seen: set[str] = set()
         for key_node, _ in node.value:
             key = key_node.value
-            if not isinstance(key_node, yaml.ScalarNode) or not isinstance(key, str):
+            if not isinstance(key_node, yaml.ScalarNode) or not isinstance(key, str) or key == "<<":
                 raise yaml.constructor.ConstructorError(
-                    None, None, "a key that is no text", key_node.start_mark
+                    None, None, "a key that is no plain text", key_node.start_mark
                 )
             if key in seen:
                 raise yaml.constructor.ConstructorError(

@@ -165,7 +165,7 @@ class _Read:
             found["weights"] = weights
         if self.name == "nuslerp":
             self._check_nuslerp(shared)
-            shared = {"row_wise": shared["nuslerp_row_wise"] and not shared["nuslerp_flatten"]}
+            shared = {"row_wise": not shared["nuslerp_flatten"]}
         if shared.get("t", 0) is None:
             raise UsageError(f"{self.fields.path}: merge_method slerp needs the parameter t.")
         self._refuse_rescale(shared, known)
@@ -230,10 +230,9 @@ class _Read:
                 f"{self.fields.path}: nuslerp without base_model turns whole weights.",
                 hint="Name base_model; then it turns the adapters' changes.",
             )
-        if not shared["nuslerp_flatten"] and not shared["nuslerp_row_wise"]:
-            raise Unsupported(
-                f"{self.fields.path}: nuslerp_flatten: false without nuslerp_row_wise is not known."
-            )
+        # What it calls row-wise takes columns; without that, and not flattened, it takes rows.
+        if not shared["nuslerp_flatten"] and shared["nuslerp_row_wise"]:
+            raise Unsupported(f"{self.fields.path}: nuslerp_row_wise turns columns; remerge rows.")
 
     def notes(self) -> tuple[str, ...]:
         """What was read and means nothing here."""
