@@ -96,9 +96,18 @@ def per_adapter(asked: Any, adapters: int, option: str, default: float) -> tuple
     return numbers
 
 
-def read_weights(asked: Sequence[float] | float | None, adapters: int) -> tuple[float, ...]:
-    """The weight of each adapter; 1 where nothing is said."""
-    return per_adapter(asked, adapters, "--weights", 1.0)
+def read_weights(
+    asked: Sequence[float] | float | None, adapters: int, method: Method[Any]
+) -> tuple[float, ...]:
+    """The weight of each adapter; 1 where nothing is said, and where the method has none."""
+    found = per_adapter(asked, adapters, "--weights", 1.0)
+    if not method.weighted and any(weight != 1.0 for weight in found):
+        raise UsageError(
+            f"--method {method.name} has no --weights.",
+            why="It finds out by itself how much of each adapter to take.",
+            hint="Leave them out, or choose another method.",
+        )
+    return found
 
 
 def read_prefer(asked: Sequence[str], adapters: Sequence[str]) -> tuple[tuple[str, int], ...]:

@@ -86,11 +86,28 @@ class Combined:
         )
 
     def widen(self, rows: range) -> range:
-        for step in self.steps:
-            if isinstance(step, WholeRows) and step.whole_rows:
-                rows = step.widen(rows)
-        # A vector is one row, though it is seen as a column.
-        return range(self.joint.view[0]) if self._is_vector and self.rule.whole_rows else rows
+        if self._is_vector and self.rule.whole_rows:
+            # A vector is one row, though it is seen as a column.
+            return range(self.joint.view[0])
+        while True:
+            wider = rows
+            for step in self.steps:
+                if isinstance(step, WholeRows) and step.whole_rows:
+                    wider = step.widen(wider)
+            if wider == rows:
+                return rows
+            rows = wider
+
+    def parts(self, rows: range, columns: int) -> Iterator[range]:
+        """Rows in order, a few at a time that can be changed alone, which with all deltas stay in
+        a core's cache."""
+        step = max(1, _ELEMENTS // (len(self.joint.terms) * columns))
+        first = rows.start
+        while first < rows.stop:
+            part = range(first, min(first + step, rows.stop))
+            part = self.widen(part) if self.whole_rows else part
+            yield part
+            first = part.stop
 
     @property
     def _is_vector(self) -> bool:
@@ -118,18 +135,27 @@ class Combined:
         return prepared
 
     def apply(self, tile: torch.Tensor, window: Window, load: Load, prepared: Prepared) -> None:
-        rows = len(window.rows)
-        if not self.whole_rows:
-            rows = max(1, _ELEMENTS // (len(self.joint.terms) * len(window.cols)))
-        for first in range(0, len(window.rows), rows):
-            part = Window(window.rows[first : first + rows], window.cols)
-            self._apply(tile[first : first + rows], part, load, prepared)
+        start = window.rows.start
+        for rows in self.parts(window.rows, len(window.cols)):
+            part, values = Window(rows, window.cols), tile[rows.start - start : rows.stop - start]
+            deltas = self.deltas(values, part, load, prepared)
+            self.replace(values, part, load)
+            change = self.change(values, deltas, part, prepared)
+            if self.joint.replacements:
+                # A replaced value of -0.0 stays as it is; the kernel sees to the base's.
+                change.masked_fill_(change == 0, -0.0)
+            values += change
 
-    def _apply(self, tile: torch.Tensor, window: Window, load: Load, prepared: Prepared) -> None:
-        change = self.rule.combine(self.deltas(tile, window, load, prepared), window, prepared)
+    def replace(self, tile: torch.Tensor, window: Window, load: Load) -> None:
+        """Set the values that adapters bring whole."""
         for step in self.joint.replacements:
             step.apply(tile, window, load, {})
-        tile += change
+
+    def change(
+        self, tile: torch.Tensor, deltas: torch.Tensor, window: Window, prepared: Prepared
+    ) -> torch.Tensor:
+        """What is added to ``tile``, the values that the deltas are of."""
+        return self.rule.combine(deltas, window, prepared)
 
     def deltas(
         self, tile: torch.Tensor | None, window: Window, load: Load, prepared: Prepared
@@ -142,6 +168,8 @@ class Combined:
         device = self._device(load) if tile is None else tile.device
         stack = torch.zeros(shape, dtype=torch.float64, device=device)
         for term, delta in zip(self.joint.terms, stack, strict=True):
+            if not term.steps:
+                continue
             if not term.additive:
                 assert tile is not None
                 delta.copy_(tile)
@@ -166,9 +194,7 @@ class Combined:
             if term.start and number == len(term.start):
                 before = delta.clone()
             step.apply(delta, window, load, numbers_of(prepared, term.adapter, number))
-        if not term.steps:
-            delta.zero_()
-        elif before is not None:
+        if before is not None:
             delta -= before
 
 
@@ -229,17 +255,18 @@ class Deltas:
     def blocks(self) -> Iterator[tuple[Window, torch.Tensor]]:
         """Windows of whole rows in order, each with its deltas (adapters, rows, columns), which
         may be overwritten; the same blocks on every machine."""
-        adapters, rows, columns = self.shape
-        step = max(1, _ELEMENTS // (adapters * columns))
-        first = 0
-        while first < rows:
-            block = range(first, min(first + step, rows))
-            if self.combined.whole_rows:
-                block = self.combined.widen(block)
+        _, rows, columns = self.shape
+        for block in self.combined.parts(range(rows), columns):
             window = Window(block, range(columns))
             tile = None if self.combined.additive else self.base.rows(block)
             yield window, self.combined.deltas(tile, window, self.load, self.prepared)
-            first = block.stop
+
+    def start(self, window: Window) -> torch.Tensor:
+        """What the deltas of a window of whole rows are added to: the base's values, and those that
+        adapters bring whole."""
+        tile = self.base.rows(window.rows)
+        self.combined.replace(tile, window, self.load)
+        return tile
 
     def everywhere(self) -> Iterator[Deltas]:
         """The deltas of every combined tensor of the merge, by name."""
@@ -247,6 +274,6 @@ class Deltas:
             if member is self.combined:
                 yield self
                 continue
-            # An additive one may be of a tensor that the base does not have.
+            # An additive one never reads its base, which may lack the tensor.
             base = self.base if member.additive else self.base.other(member.joint.tensor)
             yield Deltas(member, base, self.load, member.prepare_terms(base, self.load))

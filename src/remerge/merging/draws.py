@@ -17,7 +17,10 @@ _WORDS = 4
 
 def uniform(seed: int, adapter: int, tensor: str, first: int, count: int) -> torch.Tensor:
     """Numbers in [0, 1), float64, 1-D: those of the elements ``[first, first + count)`` of a
-    tensor for the ``adapter``-th adapter."""
+    tensor for the ``adapter``-th adapter.
+
+    The adapter counts by its place: one more behind it changes nothing, another order does.
+    """
     digest = hashlib.sha256(f"{seed}|{adapter}|{tensor}".encode("utf-8", "surrogatepass")).digest()
     start, skip = divmod(first, _WORDS)
     generator = np.random.Philox(
@@ -25,4 +28,5 @@ def uniform(seed: int, adapter: int, tensor: str, first: int, count: int) -> tor
     )
     words: np.ndarray = generator.random_raw(skip + count)[skip:]
     # The 53 high bits, as float64 holds them.
-    return torch.as_tensor((words >> np.uint64(11)) * 2.0**-53)
+    words >>= np.uint64(11)
+    return torch.as_tensor(words.astype(np.float64)).mul_(2.0**-53)

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from threading import Lock, local
 from typing import Any, cast
 
@@ -178,9 +179,25 @@ class MergedCheckpoint(Mapping[str, "MergedTensor"]):
             matrix = None
             if change.reads_base and origin is not None:
                 matrix = SourceMatrix(self, origin, change.view)
-            computed = prepare(change, matrix, self.load, self.device)
+            computed = prepare(change, matrix, self.load, self.device, self.matrix)
             found = self.prepared.setdefault(change.tensor, computed)
         return found
+
+    def matrix(self, tensor: str) -> SourceMatrix:
+        """A tensor of the base in float64, before any change."""
+        plan = self.plans.get(tensor) or self._encoded.get(tensor)
+        origin = None if plan is None else plan.origin
+        if plan is None or origin is None:
+            raise Unsupported(f"The base has no readable tensor {tensor}, which a change needs.")
+        change = plan.touched_by
+        view = matrix_view(origin.shape) if change is None else change.view
+        return SourceMatrix(self, origin, view)
+
+    @cached_property
+    def _encoded(self) -> Mapping[str, TensorPlan]:
+        """One part of each tensor that is written back in a quantised format, by its name."""
+        parts = [plan for plan in self.plans.values() if plan.encoding is not None]
+        return {plan.encoding.change.tensor: plan for plan in parts if plan.encoding is not None}
 
     def prepare_all(self, plans: Iterable[TensorPlan], threads: int) -> None:
         """The preparations of all these tensors: side by side, but for those that decompose, which
@@ -302,11 +319,7 @@ class SourceMatrix:
         return torch_dtype(self.source.dtype)
 
     def other(self, tensor: str) -> SourceMatrix:
-        plan = self.checkpoint.plans.get(tensor)
-        if plan is None or plan.source is None:
-            raise Unsupported(f"The base has no readable tensor {tensor}, which a change needs.")
-        view = matrix_view(plan.source.shape) if plan.change is None else plan.change.view
-        return SourceMatrix(self.checkpoint, plan.source, view)
+        return self.checkpoint.matrix(tensor)
 
     def rows(self, rows: range) -> torch.Tensor:
         columns = self.shape[1]

@@ -8,7 +8,7 @@ stay beside the output, because another machine's LAPACK may round them differen
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +32,7 @@ class StagedMatrix:
     prepared: Sequence[Prepared]
     load: Load
     device: torch.device
+    others: Callable[[str], BaseMatrix] | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -42,6 +43,8 @@ class StagedMatrix:
         return torch_dtype(self.change.dtype)
 
     def other(self, tensor: str) -> BaseMatrix:
+        if self.others is not None:
+            return self.others(tensor)
         if self.base is None:
             raise ValueError(f"{self.change.tensor} is new: there is no base beside it")
         return self.base.other(tensor)
@@ -59,12 +62,17 @@ class StagedMatrix:
 
 
 def prepare(
-    change: Change, base: BaseMatrix | None, load: Load, device: torch.device
+    change: Change,
+    base: BaseMatrix | None,
+    load: Load,
+    device: torch.device,
+    others: Callable[[str], BaseMatrix],
 ) -> tuple[Prepared, ...]:
-    """Run the preparations of a change's steps, each on what the steps before it leave."""
+    """Run the preparations of a change's steps, each on what the steps before it leave; ``others``
+    gives the base's other tensors."""
     done: list[Prepared] = []
     for step in change.steps:
-        staged = StagedMatrix(base, change, tuple(done), load, device)
+        staged = StagedMatrix(base, change, tuple(done), load, device, others)
         done.append(step.prepare(staged, load))
     return tuple(done)
 

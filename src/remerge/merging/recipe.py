@@ -80,7 +80,7 @@ def make_recipe(
     return Recipe.model_validate(
         {
             "method": found.name,
-            "weights": read_weights(weights, len(adapters)),
+            "weights": read_weights(weights, len(adapters), found),
             "parameters": read,
             "prefer": read_prefer(prefer, adapters),
             "dtype": parse_dtype(dtype),

@@ -11,13 +11,17 @@ from dataclasses import dataclass, field
 
 import torch
 
-# Keys of candidates that are held at once, of one row.
+# Keys of candidates that are held at once, of one search.
 _HELD = 2**18
 _LARGEST = 0x7F800000  # the key of infinity
-_BINS = 2**12
+# So many that of 100 million values those of one bin can be held.
+_BINS = 2**16
 
 # Blocks of non-negative values (rows, n) in order, each with the position of its first column.
 Blocks = Callable[[], Iterator[tuple[int, torch.Tensor]]]
+
+# How many values are to be taken, of so many that are not zero.
+Count = Callable[[int], int]
 
 
 @dataclass(frozen=True)
@@ -27,12 +31,20 @@ class Cut:
     key: int
     last: int
 
+    @property
+    def is_everything(self) -> bool:
+        return self.key < 0
+
+    @property
+    def is_nothing(self) -> bool:
+        return self.key > _LARGEST
+
     def taken(self, values: torch.Tensor, first: int) -> torch.Tensor:
         """Which of these non-negative values, from position ``first`` on, are among the largest."""
         keys = keys_of(values)
         above = keys > self.key
         equal = keys == self.key
-        if bool(equal.any()):
+        if self.last >= first and bool(equal.any()):
             flat = equal.reshape(-1)
             early = torch.arange(flat.numel(), device=flat.device) <= self.last - first
             above |= (flat & early).reshape(above.shape)
@@ -50,9 +62,11 @@ def keys_of(values: torch.Tensor) -> torch.Tensor:
 
 @dataclass
 class _Search:
-    """Where the cut of one row lies so far: at the ``left``-th of the keys ``[low, high]``."""
+    """Where a cut lies so far: at the ``left``-th largest of the keys ``[low, high]``; ``left`` is
+    known once the values that are not zero are counted."""
 
-    left: int
+    count: Count
+    left: int = -1
     low: int = 1
     high: int = _LARGEST
     few: bool = False
@@ -62,20 +76,23 @@ class _Search:
         default_factory=list[tuple[torch.Tensor, torch.Tensor]]
     )
 
-    def see(self, values: torch.Tensor, first: int) -> None:
-        keys = keys_of(values)
+    def see(self, keys: torch.Tensor, first: int) -> None:
         if self.low == self.high:
-            where = (keys == self.low).nonzero().flatten()
-            if self.left <= len(where):
-                self.found = Cut(self.low, first + int(where[self.left - 1]))
-            self.left -= len(where)
+            self._count_equal(keys, first)
             return
         inside = (keys >= self.low) & (keys <= self.high)
         if self.few:
             where = inside.nonzero().flatten()
             self.held.append((keys[where].cpu(), where.cpu() + first))
         else:
-            self.bins += torch.bincount((keys[inside] - self.low) // self._width, minlength=_BINS)
+            bins = (keys[inside] - self.low) // self._width
+            self.bins += torch.bincount(bins, minlength=_BINS).cpu()
+
+    def _count_equal(self, keys: torch.Tensor, first: int) -> None:
+        where = (keys == self.low).nonzero().flatten()
+        if self.left <= len(where):
+            self.found = Cut(self.low, first + int(where[self.left - 1]))
+        self.left -= len(where)
 
     def close(self) -> None:
         """After a pass: the cut, or a narrower place for it."""
@@ -90,17 +107,20 @@ class _Search:
     def _narrow(self) -> None:
         # Counted from the largest: the first bin with which there are enough.
         reached = self.bins.flip(0).cumsum(0)
-        if int(reached[-1]) <= self.left:
-            self.found = EVERYTHING
+        total = int(reached[-1])
+        if self.left < 0:
+            self.left = self.count(total)
+        if self.left <= 0 or total <= self.left:
+            self.found = NOTHING if self.left <= 0 else Cut(self.low - 1, -1)
             return
         place = int((reached >= self.left).to(torch.int8).argmax())
         chosen, width = _BINS - 1 - place, self._width
-        inside = int(self.bins[chosen])
+        start, inside = self.low + chosen * width, int(self.bins[chosen])
+        if int(reached[place]) == self.left:
+            self.found = Cut(start - 1, -1)
+            return
         self.left -= int(reached[place]) - inside
-        self.low, self.high = (
-            self.low + chosen * width,
-            min(self.low + (chosen + 1) * width - 1, self.high),
-        )
+        self.low, self.high = start, min(start + width - 1, self.high)
         self.few = inside <= _HELD and self.low != self.high
         self.bins.zero_()
 
@@ -109,23 +129,23 @@ class _Search:
         return -(-(self.high - self.low + 1) // _BINS)
 
 
-def largest(blocks: Blocks, counts: Sequence[int]) -> list[Cut]:
-    """For each row of the values the cut that takes its ``counts[i]`` largest.
+def largest(blocks: Blocks, wanted: Sequence[tuple[int, Count]]) -> list[Cut]:
+    """For each pair of a row and a count the cut that takes so many of the row's largest values.
 
-    Values of zero are worth no place: where fewer others are left, the cut takes everything. One
+    Values of zero are worth no place: where fewer others are left, the cut takes all of those. One
     pass bounds where a cut lies by a histogram, another finds it among the candidates; more only
-    where more of them fall into one bin of 4096 than are held at once.
+    where more of them fall into one bin of 65,536 than are held at once.
     """
-    searches = [_Search(count) for count in counts]
-    for search in searches:
-        if search.left <= 0:
-            search.found = NOTHING
-    while any(search.found is None for search in searches):
+    searches = [(row, _Search(count)) for row, count in wanted]
+    while any(search.found is None for _, search in searches):
         for first, values in blocks():
-            for search, row in zip(searches, values, strict=True):
+            keys: dict[int, torch.Tensor] = {}
+            for row, search in searches:
                 if search.found is None:
-                    search.see(row, first)
-        for search in searches:
+                    if row not in keys:
+                        keys[row] = keys_of(values[row])
+                    search.see(keys[row], first)
+        for _, search in searches:
             if search.found is None:
                 search.close()
-    return [search.found or NOTHING for search in searches]
+    return [search.found or NOTHING for _, search in searches]

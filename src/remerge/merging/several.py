@@ -42,7 +42,12 @@ def combine(
     method = METHODS[recipe.method]
     if len(found) == 1 and recipe.method == "sum" and recipe.weights == (1.0,):
         return found[0]
-    work = _Work(found, labels, recipe, method, Scope())
+    # With a weight of zero an adapter takes no part: what it would replace stays as well.
+    taking = [
+        changes if method.ordered or weight != 0.0 else replace(changes, tensors={}, config={})
+        for changes, weight in zip(found, recipe.weights, strict=True)
+    ]
+    work = _Work(taking, labels, recipe, method, Scope())
     config = work.config()
     work.check_tied()
     tensors = {name: work.change(name, output_dtype) for name in work.names}
@@ -91,9 +96,11 @@ class _Work:
             changes,
             self.scope,
         )
+        reads = any(change is not None and change.reads_base for change in changes)
+        if not self.method.ordered and not any(joint.touching):
+            return replace(first, steps=replacements, reads_base=reads)
         steps = self.method.combine(joint, self.method.read(self.recipe.parameters))
         self.scope.members += [step for step in steps if isinstance(step, Combined)]
-        reads = any(change is not None and change.reads_base for change in changes)
         return replace(first, steps=steps, reads_base=reads)
 
     def _one_kind(self, name: str, changes: Sequence[Change | None]) -> Change:
@@ -122,7 +129,7 @@ class _Work:
         brought = [
             (adapter, step)
             for adapter, change in enumerate(changes)
-            if change is not None and self.recipe.weights[adapter] != 0.0
+            if change is not None
             for step in change.steps
             if isinstance(step, Replaced | ReplacedRows)
         ]

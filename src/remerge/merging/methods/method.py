@@ -9,15 +9,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict
+from pydantic_core import PydanticCustomError
 
 from remerge.adapters.deltas import Added, Change, Delta, LowRank, Replaced, ReplacedRows
 from remerge.merging.scope import Scope
 
 # A number for each adapter; one alone stands for all.
 PerAdapter = tuple[float, ...]
+
+
+def _in_share(values: PerAdapter) -> PerAdapter:
+    for value in values:
+        if not 0.0 <= value <= 1.0:
+            raise PydanticCustomError("share", "{value} is no share from 0 to 1", {"value": value})
+    return values
+
+
+# A share of values, 0 to 1, for each adapter.
+Shares = Annotated[PerAdapter, AfterValidator(_in_share)]
 
 
 class Parameters(BaseModel):
@@ -33,9 +45,9 @@ P = TypeVar("P", bound=Parameters)
 class Term:
     """What one adapter, the ``adapter``-th, adds to one tensor.
 
-    Its base is the tensor after ``start`` (values that the adapter itself brings), its delta what
-    ``steps`` add to that; in ``rows``, which it replaces, its delta is zero. An adapter that leaves
-    the tensor alone has no steps: its delta is zero.
+    Its base is the tensor after ``start`` (values that the adapter itself brings, where its delta
+    depends on them), its delta what ``steps`` add to that; in ``rows``, which it replaces, its
+    delta is zero. An adapter that leaves the tensor alone has no steps: its delta is zero.
     """
 
     adapter: int
@@ -50,10 +62,11 @@ class Term:
         if change is None:
             return cls(adapter, weight)
         steps = [step for step in change.steps if not isinstance(step, Replaced | ReplacedRows)]
+        adds = all(isinstance(step, LowRank | Added) for step in steps)
         return cls(
             adapter,
             weight,
-            tuple(s for s in change.steps if isinstance(s, Replaced)) if steps else (),
+            () if adds else tuple(s for s in change.steps if isinstance(s, Replaced)),
             tuple(steps),
             frozenset(i for s in change.steps if isinstance(s, ReplacedRows) for i in s.indices),
         )
@@ -90,6 +103,11 @@ class Joint:
     def weights(self) -> tuple[float, ...]:
         return tuple(term.weight for term in self.terms)
 
+    @property
+    def touching(self) -> tuple[bool, ...]:
+        """Which adapters add anything to the tensor."""
+        return tuple(bool(term.steps) for term in self.terms)
+
 
 def replacements_of(change: Change) -> tuple[Delta, ...]:
     """The values that an adapter brings whole."""
@@ -102,7 +120,8 @@ class Method(Generic[P]):
 
     ``combine`` gives all steps of the tensor, ``joint.replacements`` among them. ``least`` and
     ``most`` bound the number of adapters. ``ordered``: the order of the adapters matters, and what
-    a later one replaces stands. ``notes`` are sentences that its user must read.
+    a later one replaces stands. ``weighted``: the adapters' weights apply; others than 1 are
+    refused where they do not. ``notes`` are sentences that its user must read.
     """
 
     name: str
@@ -111,6 +130,7 @@ class Method(Generic[P]):
     least: int = 1
     most: int | None = None
     ordered: bool = False
+    weighted: bool = True
     notes: tuple[str, ...] = ()
 
     def read(self, parameters: Mapping[str, Any]) -> P:

@@ -5,9 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from remerge.merging.methods.breadcrumbs import BREADCRUMBS, BREADCRUMBS_TIES
+from remerge.merging.methods.consensus import CONSENSUS
+from remerge.merging.methods.dare import DARE_LINEAR, DARE_TIES
+from remerge.merging.methods.della import DELLA, DELLA_LINEAR
 from remerge.merging.methods.linear import LINEAR
+from remerge.merging.methods.magnitude_prune import MAGNITUDE_PRUNE
 from remerge.merging.methods.method import Method
+from remerge.merging.methods.model_stock import MODEL_STOCK
+from remerge.merging.methods.nuslerp import NUSLERP
+from remerge.merging.methods.sce import SCE
 from remerge.merging.methods.sequential import SEQUENTIAL
+from remerge.merging.methods.slerp import SLERP
 from remerge.merging.methods.sum import SUM
 from remerge.merging.methods.ties import TIES
 
@@ -18,6 +27,18 @@ METHODS: Mapping[str, Method[Any]] = {
         LINEAR,
         SEQUENTIAL,
         TIES,
+        DARE_LINEAR,
+        DARE_TIES,
+        DELLA,
+        DELLA_LINEAR,
+        BREADCRUMBS,
+        BREADCRUMBS_TIES,
+        SCE,
+        MAGNITUDE_PRUNE,
+        MODEL_STOCK,
+        SLERP,
+        NUSLERP,
+        CONSENSUS,
     )
 }
 

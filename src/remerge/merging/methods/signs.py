@@ -14,9 +14,9 @@ Majority = Literal["total", "frequency"]
 def agreeing(deltas: torch.Tensor, majority: Majority) -> torch.Tensor:
     """Which deltas (adapters, ...) have the elected sign, as booleans; a tie elects plus, and a
     delta of zero agrees with neither."""
-    votes = deltas.sign() if majority == "frequency" else deltas
-    elected = torch.where(votes.sum(0) >= 0, 1.0, -1.0).to(deltas)
-    return deltas.sign() == elected
+    votes = added(deltas.sign() if majority == "frequency" else deltas)
+    plus = votes >= 0
+    return torch.where(plus, deltas > 0, deltas < 0)
 
 
 def elect(
@@ -25,12 +25,21 @@ def elect(
     """``sum_i w_i delta_i`` over the adapters whose weighted delta has the elected sign; divided by
     the sum of their weights if ``normalize``. ``deltas`` (adapters, rows, columns) are overwritten.
     """
-    column = torch.tensor(weights, dtype=deltas.dtype, device=deltas.device)
-    column = column.view(-1, *(1,) * (deltas.dim() - 1))
-    deltas *= column
+    for delta, weight in zip(deltas, weights, strict=True):
+        delta *= weight
     agree = agreeing(deltas, majority)
-    total = deltas.mul_(agree).sum(0)
+    total = added(deltas.mul_(agree))
     if not normalize:
         return total
-    divisor = (agree * column).sum(0)
-    return total / torch.where(divisor == 0, 1.0, divisor)
+    divisor = torch.zeros_like(total)
+    for mask, weight in zip(agree, weights, strict=True):
+        divisor.add_(mask, alpha=weight)
+    return total.div_(divisor.masked_fill_(divisor == 0, 1.0))
+
+
+def added(deltas: torch.Tensor) -> torch.Tensor:
+    """The sum of deltas (adapters, ...) in their order, which no kernel changes."""
+    total = deltas[0].clone()
+    for delta in deltas[1:]:
+        total += delta
+    return total

@@ -14,9 +14,10 @@ from pydantic import Field
 
 from remerge.adapters.deltas import Delta, Prepared, Window
 from remerge.merging.combined import Combined, Deltas
-from remerge.merging.methods.method import Joint, Method, Parameters, PerAdapter
-from remerge.merging.methods.signs import Majority, elect
-from remerge.merging.methods.trimming import Count, Measured, cuts, keep_largest
+from remerge.merging.methods.joining import Joining
+from remerge.merging.methods.method import Joint, Method, Parameters, Shares
+from remerge.merging.methods.signs import Majority
+from remerge.merging.methods.trimming import Measured, Share, cuts, keep_largest
 
 
 class TiesParameters(Parameters):
@@ -24,7 +25,7 @@ class TiesParameters(Parameters):
     model) of all together. ``majority_sign_method``: by sum (total) or by number (frequency).
     ``normalize``: divide by the weights that agree. ``lambda_``: factor of the result."""
 
-    density: PerAdapter = (1.0,)
+    density: Shares = (1.0,)
     scope: Measured = "tensor"
     majority_sign_method: Majority = "total"
     normalize: bool = True
@@ -35,31 +36,30 @@ class TiesParameters(Parameters):
 class Ties:
     """The rule of one tensor; its preparation is the cut of every adapter."""
 
-    weights: tuple[float, ...]
     columns: int
     parameters: TiesParameters
+    joining: Joining
     name: str = "ties"
     whole_rows: bool = False
 
     def prepare(self, deltas: Deltas) -> dict[str, torch.Tensor]:
-        counts = [_count(density) for density in self.parameters.density]
-        return {"cuts": cuts(deltas, counts, self.parameters.scope, "cuts")}
+        shares = [_share(density) for density in self.parameters.density]
+        return {"cuts": cuts(deltas, shares, self.parameters.scope)}
 
     def combine(self, deltas: torch.Tensor, window: Window, prepared: Prepared) -> torch.Tensor:
-        kept = keep_largest(deltas, window, self.columns, prepared)
-        asked = self.parameters
-        merged = elect(kept, self.weights, asked.majority_sign_method, normalize=asked.normalize)
-        return merged * asked.lambda_
+        return self.joining.join(keep_largest(deltas, window, self.columns, prepared))
 
 
-def _count(density: float) -> Count:
+def _share(density: float) -> Share:
     if density <= 0:
         return lambda elements: 0
     return lambda elements: elements if density >= 1 else max(1, int(density * elements))
 
 
 def _combine(joint: Joint, parameters: TiesParameters) -> tuple[Delta, ...]:
-    return (Combined(joint, Ties(joint.weights, joint.view[1], parameters)),)
+    asked = parameters
+    joining = Joining(joint.weights, asked.normalize, asked.lambda_, asked.majority_sign_method)
+    return (Combined(joint, Ties(joint.view[1], asked, joining)),)
 
 
 TIES = Method("ties", TiesParameters, _combine)

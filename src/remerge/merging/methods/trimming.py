@@ -9,63 +9,94 @@ import torch
 
 from remerge.adapters.deltas import Prepared, Window
 from remerge.merging.combined import Deltas
-from remerge.merging.selection import Cut, largest
+from remerge.merging.selection import EVERYTHING, NOTHING, Count, Cut, largest
 
 # Whether a share is one of every tensor, or of all changed tensors together.
 Measured = Literal["tensor", "model"]
 
 # How many of so many values are to be taken.
-Count = Callable[[int], int]
+Share = Callable[[int], int]
 
 
-def cuts(deltas: Deltas, counts: Sequence[Count], measured: Measured, key: str) -> torch.Tensor:
-    """For each adapter the cut that takes its ``counts[i](elements)`` largest magnitudes: int64
-    (adapters, 2), key and last position. ``key`` names the measurement, which is made once for a
-    whole model."""
+def cuts(deltas: Deltas, shares: Sequence[Share], measured: Measured) -> torch.Tensor:
+    """Cuts that take the ``shares[i](elements)`` largest magnitudes of a delta: int64, key and last
+    position of each.
+
+    With several shares for each adapter, those of the first come first. A whole model is measured
+    once for all its tensors.
+    """
     joint = deltas.combined.joint
     if measured == "model":
-        return joint.scope.once(key, lambda: _of_model(deltas, counts))[joint.tensor]
-    wanted = [count(deltas.elements) for count in counts]
-    return _as_tensor(largest(lambda: _magnitudes(deltas, 0), wanted), 0)
+        return joint.scope.once("cuts", lambda: _of_model(deltas, shares))[joint.tensor]
+    return as_tensor(_find([deltas], shares))
 
 
-def taken(delta: torch.Tensor, window: Window, columns: int, cut: torch.Tensor) -> torch.Tensor:
-    """Which values of a window (rows, columns) of a delta its cut takes, as booleans."""
-    first = window.rows.start * columns + window.cols.start
-    return Cut(int(cut[0]), int(cut[1])).taken(delta.abs(), first)
+def cut_of(cuts: torch.Tensor, number: int) -> Cut:
+    return Cut(int(cuts[number, 0]), int(cuts[number, 1]))
+
+
+def position(window: Window, columns: int) -> int:
+    """Where a window begins among the elements of its tensor."""
+    return window.rows.start * columns + window.cols.start
 
 
 def keep_largest(
     deltas: torch.Tensor, window: Window, columns: int, prepared: Prepared
 ) -> torch.Tensor:
     """The deltas with all values set to zero that ``prepared["cuts"]`` leave, in place."""
-    for delta, cut in zip(deltas, prepared["cuts"], strict=True):
-        delta *= taken(delta, window, columns, cut)
+    for number, delta in enumerate(deltas):
+        cut = cut_of(prepared["cuts"], number)
+        if cut.is_nothing:
+            delta.zero_()
+        elif not cut.is_everything:
+            taken = cut.taken(delta.abs(), position(window, columns))
+            delta.masked_fill_(~taken, 0.0)
     return deltas
 
 
-def _magnitudes(deltas: Deltas, start: int) -> Iterator[tuple[int, torch.Tensor]]:
-    adapters, _, columns = deltas.shape
-    for window, values in deltas.blocks():
-        yield start + window.rows.start * columns, values.abs_().view(adapters, -1)
+def _find(members: Sequence[Deltas], shares: Sequence[Share]) -> list[Cut]:
+    """The cuts over all these tensors one after the other; no pass over those that need none."""
+    elements = sum(member.elements for member in members)
+    adapters = members[0].shape[0]
+    each = len(shares) // adapters
+    found: dict[int, Cut] = {}
+    for number, share in enumerate(shares):
+        count = share(elements)
+        absent = not any(member.combined.joint.touching[number // each] for member in members)
+        if count <= 0 or absent:
+            found[number] = NOTHING
+        elif count >= elements:
+            found[number] = EVERYTHING
+
+    def blocks() -> Iterator[tuple[int, torch.Tensor]]:
+        start = 0
+        for member in members:
+            for window, values in member.blocks():
+                yield start + window.rows.start * member.shape[2], values.abs_().flatten(1)
+            start += member.elements
+
+    left = [number for number in range(len(shares)) if number not in found]
+    wanted = [(number // each, _fixed(shares[number](elements))) for number in left]
+    found |= dict(zip(left, largest(blocks, wanted), strict=True))
+    return [found[number] for number in range(len(shares))]
 
 
-def _as_tensor(found: Sequence[Cut], start: int) -> torch.Tensor:
+def _fixed(count: int) -> Count:
+    return lambda _: count
+
+
+def as_tensor(found: Sequence[Cut], start: int = 0) -> torch.Tensor:
+    """Cuts as a preparation holds them; positions are told from ``start`` on."""
     return torch.tensor([[cut.key, cut.last - start] for cut in found], dtype=torch.int64)
 
 
-def _of_model(deltas: Deltas, counts: Sequence[Count]) -> dict[str, torch.Tensor]:
+def _of_model(deltas: Deltas, shares: Sequence[Share]) -> dict[str, torch.Tensor]:
     """The cuts over all tensors, in the order of their names, told for each from its own start."""
     members = sorted(deltas.everywhere(), key=lambda member: member.combined.joint.tensor)
-    starts: dict[str, int] = {}
-    total = 0
+    found = _find(members, shares)
+    told: dict[str, torch.Tensor] = {}
+    start = 0
     for member in members:
-        starts[member.combined.joint.tensor] = total
-        total += member.elements
-
-    def blocks() -> Iterator[tuple[int, torch.Tensor]]:
-        for member in members:
-            yield from _magnitudes(member, starts[member.combined.joint.tensor])
-
-    found = largest(blocks, [count(total) for count in counts])
-    return {name: _as_tensor(found, start) for name, start in starts.items()}
+        told[member.combined.joint.tensor] = as_tensor(found, start)
+        start += member.elements
+    return told
