@@ -141,7 +141,8 @@ def overlap(whole: range, start: int, length: int) -> tuple[slice, slice] | None
 class LowRank:
     """``W[row:, col:] += scale * left @ right`` with ``left (m, r)`` and ``right (r, n)``.
 
-    LoRA's ``s * (B @ A)`` (arXiv:2106.09685); a transposed layer swaps and transposes the factors.
+    LoRA's ``s * (B @ A)`` (arXiv:2106.09685); a transposed layer swaps and transposes the factors:
+    where it is ``turned``, ``left`` comes from A and ``right`` from B.
     """
 
     left: Factor
@@ -149,6 +150,7 @@ class LowRank:
     scale: float
     row: int = 0
     col: int = 0
+    turned: bool = False
 
     stage: ClassVar[int] = 3
 
@@ -309,7 +311,7 @@ class Changes:
 
     ``tensors`` by checkpoint name; ``config`` holds dotted keys of config.json with their new
     values; ``notes`` are sentences the user must read; ``counts`` says how many adapter tensors of
-    which kind were consumed, for the summary.
+    which kind were consumed, for the summary; ``rslora``: its scales are rank-stabilised.
     """
 
     tensors: Mapping[str, Change]
@@ -317,3 +319,4 @@ class Changes:
     notes: tuple[str, ...]
     counts: Mapping[str, int]
     dropped: frozenset[str] = frozenset()
+    rslora: bool = False

@@ -144,7 +144,12 @@ def move_low_rank(step: LowRank, region: Region) -> LowRank | None:
     if region.transposed:
         left, right = turned(step.right), turned(step.left)
     return LowRank(
-        take_rows(left, rows), take_cols(right, cols), step.scale, rows.start, cols.start
+        take_rows(left, rows),
+        take_cols(right, cols),
+        step.scale,
+        rows.start,
+        cols.start,
+        step.turned != region.transposed,
     )
 
 

@@ -104,6 +104,7 @@ def changes(tuner: Tuner[Config], adapter: AdapterFacts, base: BaseFacts, names:
         notes=(*tied.notes, *head.notes, *tuner.notes(context, keys), *_notes(context, keys)),
         counts=_counts(tuner.name, keys),
         dropped=head.dropped,
+        rslora=adapter.config.get("use_rslora") is True,
     )
 
 

@@ -16,9 +16,11 @@ T = TypeVar("T")
 @dataclass
 class Scope:
     """The combined tensors of a merge, in the order of their names, and what was measured over
-    all of them: at the first call, for all that ask later."""
+    all of them: at the first call, for all that ask later. ``largest_rank`` is that of all factors
+    that were combined, complete once every tensor's steps are made."""
 
     members: list[Combined] = field(default_factory=list["Combined"])
+    largest_rank: int = 0
     _found: dict[object, Any] = field(default_factory=dict[object, Any])
     _lock: Any = field(default_factory=Lock)
 

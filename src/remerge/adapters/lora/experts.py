@@ -193,7 +193,12 @@ def _edits(context: Context, pair: tuple[str, str], stack: _Stack) -> Iterator[E
         return
     height = stack.inputs if stack.transposed else stack.outputs
     steps = tuple(
-        LowRank(*_expert(context, pair, stack, expert), scale, row=expert * height)
+        LowRank(
+            *_expert(context, pair, stack, expert),
+            scale,
+            row=expert * height,
+            turned=stack.transposed,
+        )
         for expert in range(stack.experts)
     )
     yield Edit(stack.parameter, steps)

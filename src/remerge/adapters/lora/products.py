@@ -39,7 +39,7 @@ class Product:
     def low_rank(self, transposed: bool = False) -> LowRank:
         """The step on the weight ``(out, in)``, or on its transposed form ``(in, out)``."""
         if transposed:
-            return LowRank(turned(self.right), turned(self.left), self.scale)
+            return LowRank(turned(self.right), turned(self.left), self.scale, turned=True)
         return LowRank(self.left, self.right, self.scale)
 
 

@@ -66,7 +66,7 @@ class Weight:
     def low_rank(self, left: Factor, right: Factor, scale: float) -> LowRank:
         """``scale * left (out, r) @ right (r, in)`` on the weight as it is stored."""
         if self.transposed:
-            return LowRank(turned(right), turned(left), scale)
+            return LowRank(turned(right), turned(left), scale, turned=True)
         return LowRank(left, right, scale)
 
     def step(self, step: BlockStep) -> BlockStep:

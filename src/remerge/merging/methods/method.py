@@ -83,7 +83,8 @@ class Joint:
 
     ``view`` is its matrix view (rows, columns), ``dtype`` the output's. ``replacements`` are values
     that adapters bring whole: weights and methods do not apply to them. ``changes`` are what the
-    terms were made from, None for an adapter that leaves the tensor alone.
+    terms were made from, None for an adapter that leaves the tensor alone. ``rslora``: the first
+    adapter's scales are rank-stabilised.
     """
 
     tensor: str
@@ -93,6 +94,7 @@ class Joint:
     replacements: tuple[Delta, ...]
     changes: tuple[Change | None, ...]
     scope: Scope
+    rslora: bool = False
 
     @property
     def additive(self) -> bool:
@@ -102,6 +104,11 @@ class Joint:
     @property
     def weights(self) -> tuple[float, ...]:
         return tuple(term.weight for term in self.terms)
+
+    @property
+    def is_vector(self) -> bool:
+        """Whether the tensor has one axis, and is seen as a column."""
+        return any(change is not None and len(change.shape) == 1 for change in self.changes)
 
     @property
     def touching(self) -> tuple[bool, ...]:
