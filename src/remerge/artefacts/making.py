@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,6 +22,7 @@ from remerge.artefacts.manifest import (
     PREPARATIONS,
     PROVENANCE,
     FileRecord,
+    InputRecord,
     Manifest,
     read_manifest,
     to_bytes,
@@ -107,7 +108,7 @@ def make(
         for receipt in finished.values():
             meter.restore(receipt.get("retention", {}))
         sink = _Writer(place, meter)
-        _prepare(merged, plan, place, resources.threads)
+        prepare_into(place.work, merged, plan, resources.threads)
         twins = {file.twin.name for file in plan.files if file.twin is not None}
         unread = [shard for shard in plan.base.shards if shard.name not in twins]
         counter = _Counter(sum(part.size for part in (*left, *unread)), report)
@@ -117,7 +118,7 @@ def make(
             raise BadInput("An adapter changed while it was merged.")
         digests = {name: r["sha256"] for name, r in finished.items()} | sink.digests
         records = [FileRecord(name=f.name, size=f.size, sha256=digests[f.name]) for f in plan.files]
-        records += [_write_side_file(place.work, side) for side in plan.side_files]
+        records += [write_side_file(place.work, side) for side in plan.side_files]
         if (place.work / PREPARATIONS).exists():
             records.append(file_record(place.work / PREPARATIONS, PREPARATIONS))
         manifest = manifest_of(inputs, plan, base_digests, read, records, meter)
@@ -125,7 +126,7 @@ def make(
         _write_provenance(place, started, seconds, resources, device)
         write_durably(place.work / MANIFEST, to_bytes(manifest))
         publish(place)
-    _remember(plan, manifest)
+    remember(plan, manifest.base, manifest.adapters)
     written = sum(record.size for record in records)
     return MergeResult(
         out,
@@ -210,9 +211,9 @@ def _finished(plan: Plan, place: Workplace) -> dict[str, dict[str, Any]]:
         return {f.name: r for f, r in zip(plan.files, receipts, strict=True) if r is not None}
 
 
-def _prepare(merged: MergedCheckpoint, plan: Plan, place: Workplace, threads: int) -> None:
+def prepare_into(work: Path, merged: MergedCheckpoint, plan: Plan, threads: int) -> None:
     """Compute what needs more than a chunk, or take over what a killed run computed."""
-    path = place.work / PREPARATIONS
+    path = work / PREPARATIONS
     if path.exists():
         merged.prepared.update(preparations.restore(path, plan.steps))
         return
@@ -248,7 +249,7 @@ def _already_there(plan: Plan, out: Path) -> Manifest | None:
     return manifest
 
 
-def _write_side_file(work: Path, side: SideFile) -> FileRecord:
+def write_side_file(work: Path, side: SideFile) -> FileRecord:
     target = work / side.name
     target.parent.mkdir(parents=True, exist_ok=True)
     if side.content is not None:
@@ -272,11 +273,11 @@ def _write_provenance(
     write_durably(place.work / PROVENANCE, (json.dumps(document, indent=2) + "\n").encode())
 
 
-def _remember(plan: Plan, manifest: Manifest) -> None:
+def remember(plan: Plan, based: InputRecord, adapters: Sequence[InputRecord]) -> None:
     """Note digests and places, so that the next command need not read or ask."""
-    base = {record.name: record.sha256 for record in manifest.base.files}
+    base = {record.name: record.sha256 for record in based.files}
     user_index.remember_digests({s.path: base[s.name] for s in plan.base.shards})
     user_index.remember_location(base, plan.base.path)
-    for adapter, record in zip(plan.adapters, manifest.adapters, strict=True):
+    for adapter, record in zip(plan.adapters, adapters, strict=True):
         digests = {file.name: file.sha256 for file in record.files}
         user_index.remember_location(digests, adapter.path)

@@ -41,29 +41,13 @@ def manifest_of(
         FileRecord(name=s.name, size=s.size, sha256=base_digests[s.name]) for s in base.shards
     ]
     base_files.append(file_record(base.path / "config.json", "config.json"))
-    adapters = tuple(
-        input_record(
-            reference,
-            [
-                FileRecord(
-                    name=name,
-                    size=(adapter.path / name).stat().st_size,
-                    sha256=adapter_digests[f"adapter/{number}/{name}"],
-                )
-                for name in adapter.files
-            ],
-        )
-        for number, (adapter, reference) in enumerate(
-            zip(plan.adapters, inputs.adapter_references, strict=True), 1
-        )
-    )
     return Manifest(
         merge_key=merge_key(plan, digests),
         plan_id=plan.plan_id,
         recipe=plan.recipe,
         reproducible="same-stack" if plan.reproducible == "same-stack" else "everywhere",
         base=input_record(inputs.base_reference, base_files),
-        adapters=adapters,
+        adapters=adapter_records(inputs, plan, adapter_digests),
         outputs=tuple(sorted(outputs, key=lambda record: record.name)),
         tensors={
             "touched": len(plan.touched),
@@ -73,6 +57,28 @@ def manifest_of(
         retention=_retention(plan, meter),
         notes=plan.notes,
         versions={"remerge": __version__, "algorithm": str(ALGORITHM), "torch": torch.__version__},
+    )
+
+
+def adapter_records(
+    inputs: Inputs, plan: Plan, digests: Mapping[str, str]
+) -> tuple[InputRecord, ...]:
+    """The adapters as manifests name them; ``digests`` by ``adapter/1/name``."""
+    return tuple(
+        input_record(
+            reference,
+            [
+                FileRecord(
+                    name=name,
+                    size=(adapter.path / name).stat().st_size,
+                    sha256=digests[f"adapter/{number}/{name}"],
+                )
+                for name in adapter.files
+            ],
+        )
+        for number, (adapter, reference) in enumerate(
+            zip(plan.adapters, inputs.adapter_references, strict=True), 1
+        )
     )
 
 

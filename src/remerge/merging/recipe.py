@@ -11,9 +11,20 @@ from pydantic import BaseModel, ConfigDict, Field
 from remerge.adapters.lora.packing import ExpertPacking
 from remerge.errors import UsageError
 from remerge.merging.asked import find_adapter, read_method, read_prefer, read_weights
+from remerge.merging.methods.registry import ALIASES, METHODS
 from remerge.sources.dtypes import NAMED
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+
+
+class AdapterForm(BaseModel):
+    """How a combination is written as one new adapter: the dtype of its factors, and the most that
+    a parameter's rank may be (None: what is exact, else the largest of the adapters)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dtype: Literal["BF16", "F16", "F32"] = "F32"
+    svd_rank: int | None = Field(default=None, ge=1)
 
 
 class Recipe(BaseModel):
@@ -24,7 +35,7 @@ class Recipe(BaseModel):
     quantised, ``dequantized`` where its own values were used, ``original`` where its 16-bit
     original was. ``weights`` are those of the adapters in their order, ``parameters`` all of the
     method's, defaults included; ``prefer`` says from which adapter (counted from 1) tensors are
-    taken that several replace.
+    taken that several replace. ``adapter`` is set where the output is one.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -35,7 +46,8 @@ class Recipe(BaseModel):
     prefer: tuple[tuple[str, int], ...] = ()
     dtype: Literal["keep", "BF16", "F16", "F32"] = "keep"
     keep_float32: tuple[str, ...] = ()
-    format: Literal["safetensors"] = "safetensors"
+    format: Literal["safetensors", "adapter"] = "safetensors"
+    adapter: AdapterForm | None = None
     base_precision: Literal["stored", "dequantized", "original"] = "stored"
     simulate: Literal["nf4"] | None = None
     requantize: Literal["same"] | None = None
@@ -60,9 +72,22 @@ def make_recipe(
     max_shard_size: int | str | None = None,
     tokenizer: str = "auto",
     copy_code: bool = False,
+    to: str = "safetensors",
 ) -> Recipe:
     """A recipe from what people write; ``adapters`` are their labels. Raises `UsageError`."""
-    found, read = read_method(method, parameters or {}, len(adapters))
+    _choose("--to", to, ("safetensors", "adapter"))
+    if to == "adapter":
+        _check_adapter(
+            {
+                "--requantize": requantize,
+                "--simulate": simulate,
+                "--keep-float32": keep_float32,
+                "--max-shard-size": max_shard_size,
+                "--copy-code": copy_code,
+            }
+        )
+    parameters, svd_rank = _own_rank(method, parameters or {}, to)
+    found, read = read_method(method, parameters, len(adapters))
     _choose("--simulate", simulate, (None, "nf4"))
     _choose("--requantize", requantize, (None, "same"))
     _choose("--expert-packing", expert_packing, get_args(ExpertPacking))
@@ -76,6 +101,12 @@ def make_recipe(
             f"--requantize cannot follow --method {found.name}, which rounds between adapters.",
             hint="Use another method, or merge one by one.",
         )
+    if to == "adapter" and found.ordered:
+        raise UsageError(
+            f"--to adapter cannot follow --method {found.name}, which rounds between adapters.",
+            why="No adapter can say a rounding of the base.",
+            hint="Use --method sum, or write a checkpoint.",
+        )
     limit = None if max_shard_size is None else parse_size(max_shard_size, "--max-shard-size")
     return Recipe.model_validate(
         {
@@ -83,7 +114,7 @@ def make_recipe(
             "weights": read_weights(weights, len(adapters), found),
             "parameters": read,
             "prefer": read_prefer(prefer, adapters),
-            "dtype": parse_dtype(dtype),
+            "dtype": "keep" if to == "adapter" else parse_dtype(dtype),
             "keep_float32": tuple(sorted(set(keep_float32))),
             "simulate": simulate,
             "requantize": requantize,
@@ -91,8 +122,40 @@ def make_recipe(
             "max_shard_size": limit,
             "tokenizer": _tokenizer(tokenizer, adapters),
             "copy_code": copy_code,
+            "format": to,
+            "adapter": _adapter_form(dtype, svd_rank) if to == "adapter" else None,
         }
     )
+
+
+def _check_adapter(given: Mapping[str, Any]) -> None:
+    """Refuse what only a checkpoint has."""
+    for option, value in given.items():
+        if value:
+            raise UsageError(
+                f"{option} means nothing with --to adapter: an adapter holds no weights of the "
+                "base.",
+                hint=f"Leave out {option}, or --to adapter.",
+            )
+
+
+def _own_rank(
+    method: str, parameters: Mapping[str, Any], to: str
+) -> tuple[Mapping[str, Any], int | None]:
+    """The method's parameters, and the rank of a new adapter where the method has none itself."""
+    found = METHODS.get(ALIASES.get(method, method))
+    if to != "adapter" or found is None or "svd_rank" in found.parameters.model_fields:
+        return parameters, None
+    kept = {name: value for name, value in parameters.items() if name != "svd_rank"}
+    rank = parameters.get("svd_rank")
+    if rank is not None and (not isinstance(rank, int) or rank < 1):
+        raise UsageError(f"--svd-rank {rank!r} is no rank.", hint="Give at least 1.")
+    return kept, rank
+
+
+def _adapter_form(dtype: str, svd_rank: int | None) -> dict[str, Any]:
+    parsed = parse_dtype(dtype)
+    return {"dtype": "F32" if parsed == "keep" else parsed, "svd_rank": svd_rank}
 
 
 def _tokenizer(asked: str, adapters: Sequence[str]) -> str:

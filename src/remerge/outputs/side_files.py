@@ -82,6 +82,14 @@ def side_files(
     return tuple(files[name] for name in sorted(files)), tuple(notes)
 
 
+def carried_tokenizer(
+    adapters: Sequence[Adapter], labels: Sequence[str], recipe: Recipe
+) -> tuple[SideFile, ...]:
+    """The tokenizer that adapters bring, for a new adapter in their place."""
+    brought = _brought(adapters, labels, recipe)
+    return tuple(SideFile(name, source=path) for name, path in brought.items())
+
+
 def tokenizer_files(checkpoint: Checkpoint) -> tuple[str, ...]:
     """The side files of a checkpoint that are its tokenizer's, chat templates included."""
     return tuple(name for name in checkpoint.side_files if _is_tokenizer(name))

@@ -25,6 +25,7 @@ _TEXTS = (
     "requantize",
     "expert_packing",
     "tokenizer",
+    "to",
 )
 _LISTS = ("prefer", "keep_float32")
 _OTHERS = ("weights", "max_shard_size", "copy_code")
