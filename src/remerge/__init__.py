@@ -27,7 +27,7 @@ from remerge.errors import (
 from remerge.version import __version__
 
 if TYPE_CHECKING:
-    from remerge.api import extract, inspect, merge, open_merged, plan, read_recipe, verify
+    from remerge.api import combine, extract, inspect, merge, open_merged, plan, read_recipe, verify
 
 __all__ = [
     "BadInput",
@@ -39,6 +39,7 @@ __all__ = [
     "Unsupported",
     "UsageError",
     "__version__",
+    "combine",
     "extract",
     "inspect",
     "merge",
@@ -51,7 +52,16 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Import the working parts (torch) at their first use, so that ``remerge --help`` is quick."""
-    if name in ("extract", "inspect", "merge", "open_merged", "plan", "read_recipe", "verify"):
+    if name in (
+        "combine",
+        "extract",
+        "inspect",
+        "merge",
+        "open_merged",
+        "plan",
+        "read_recipe",
+        "verify",
+    ):
         from remerge import api
 
         return getattr(api, name)

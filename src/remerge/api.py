@@ -26,6 +26,7 @@ from remerge.validation.verify import VerifyReport
 
 if TYPE_CHECKING:
     from remerge.artefacts.extracting import ExtractionResult
+    from remerge.artefacts.making_adapter import AdapterResult
 
 Source = str | Path
 
@@ -45,8 +46,8 @@ class PlanOptions(TypedDict, total=False):
     ``requantize`` (``same``): what a quantised base is taken for and written as.
     ``expert_packing``: auto, rank-major or expert-major. ``max_shard_size`` in bytes or as ``5GB``;
     ``tokenizer``: auto, base, adapter, or one of several by name; ``copy_code``: carry the base's
-    .py files. ``max_memory`` changes no byte; ``progress`` allows the Hub's download bars, which
-    appear on a terminal only.
+    .py files. ``to``: safetensors, or adapter for `combine`. ``max_memory`` changes no byte;
+    ``progress`` allows the Hub's download bars, which appear on a terminal only.
     """
 
     method: str
@@ -62,6 +63,7 @@ class PlanOptions(TypedDict, total=False):
     max_shard_size: int | str | None
     tokenizer: str
     copy_code: bool
+    to: str
     max_memory: int | str
     progress: bool
 
@@ -126,6 +128,8 @@ def merge(
         raise UsageError(f"retention {retention!r} is not known.", hint="Choose sample or full.")
     where = _device(device)
     inputs, made, budget = _planned(base, adapters, options)
+    if made.recipe.format == "adapter":
+        raise UsageError("An adapter is made by combine.", hint="Call remerge.combine.")
     return make(
         inputs,
         made,
@@ -135,6 +139,43 @@ def merge(
         started=started,
         overwrite=overwrite,
         retention=retention,
+        report=report,
+    )
+
+
+def combine(
+    base: Source | None,
+    adapters: Source | Sequence[Source],
+    output: Source,
+    *,
+    overwrite: bool = False,
+    device: str = "cpu",
+    threads: int | None = None,
+    report: Report = _silent,
+    **options: Unpack[PlanOptions],
+) -> AdapterResult:
+    """Combine adapters into one new PEFT adapter for their base, and write it to ``output``.
+
+    Options are those of `merge` that make sense for it; ``dtype`` is that of the factors (float32
+    for keep). Products of factors (``sum``, ``linear``, ``cat``, ``svd``, ...) stay exact but for
+    that dtype, unless a smaller ``parameters["svd_rank"]`` is asked for; anything else is
+    decomposed, to the adapters' largest rank by default, and what is missed is stated.
+    """
+    # It always imports transformers, which takes seconds; most merges can do without.
+    from remerge.artefacts.making_adapter import make_adapter
+
+    started = time.time()
+    where = _device(device)
+    inputs, made, budget = _planned(base, adapters, {**options, "to": "adapter"})
+    return make_adapter(
+        inputs,
+        made,
+        Path(output),
+        max_memory=budget,
+        threads=threads,
+        device=where,
+        started=started,
+        overwrite=overwrite,
         report=report,
     )
 

@@ -88,10 +88,10 @@ def make_adapter(
     check_space(out, 2 * most_bytes(adapter) + plan.bytes_to_write)
     count = threads or min(os.cpu_count() or 1, 8)
     state = {"adapter": __version__, "started": started}
-    with workplace(out, state) as place, plan.open(device) as merged:
+    with workplace(out, state) as place, adapter.plan.open(device) as merged:
         found = Factors(adapter, merged, max_memory, count)
         found.check_memory()
-        prepare_into(place.work, merged, plan, count)
+        prepare_into(place.work, merged, adapter.plan, count)
         writer = AdapterWriter(place.work)
         try:
             based = inputs.base_reference

@@ -42,7 +42,17 @@ if TYPE_CHECKING:
     help="Where several adapters replace the same tensor, take this one's (name or number).",
 )
 @click.option(
-    "--dtype", default="keep", show_default=True, help="keep, bfloat16, float16 or float32."
+    "--to",
+    type=click.Choice(["safetensors", "adapter"]),
+    default="safetensors",
+    show_default=True,
+    help="Write a checkpoint, or the combination as one new adapter for PEFT.",
+)
+@click.option(
+    "--dtype",
+    default="keep",
+    show_default=True,
+    help="keep, bfloat16, float16 or float32; of a new adapter's factors, keep is float32.",
 )
 @click.option(
     "--keep-float32",
@@ -141,6 +151,17 @@ def command(
     from remerge.sources.references import labels_of
 
     labels = labels_of(asked.adapters)
+    if asked.options.get("to") == "adapter":
+        _to_adapter(
+            asked,
+            labels,
+            {"overwrite": overwrite, "device": device, "threads": threads, **resources},
+            dry_run=dry_run,
+            as_json=as_json,
+            quiet=quiet,
+            verbose=verbose,
+        )
+        return
     if dry_run:
         plan = remerge.plan(asked.base, asked.adapters, **asked.options, **resources)
         if as_json:
@@ -168,6 +189,45 @@ def command(
     elif not quiet:
         print_notes(asked.notes)
         print_merged(result, labels, verbose=verbose)
+
+
+def _to_adapter(
+    asked: RecipeFile,
+    labels: Sequence[str],
+    resources: dict[str, Any],
+    *,
+    dry_run: bool,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+) -> None:
+    import remerge
+    from remerge.cli.adapter_report import (
+        adapter_document,
+        adapter_plan_document,
+        print_adapter,
+        print_adapter_plan,
+    )
+
+    if dry_run:
+        planning = {name: resources[name] for name in ("max_memory", "progress")}
+        plan = remerge.plan(asked.base, asked.adapters, **asked.options, **planning)
+        if as_json:
+            print_json(adapter_plan_document(plan, labels, asked.notes))
+        elif not quiet:
+            print_notes((*asked.notes, *plan.notes))
+            print_adapter_plan(plan, labels, verbose=verbose)
+        return
+    assert asked.output is not None
+    with progress("combining", quiet=quiet or as_json) as report:
+        result = remerge.combine(
+            asked.base, asked.adapters, asked.output, report=report, **asked.options, **resources
+        )
+    if as_json:
+        print_json(adapter_document(result, labels, asked.notes))
+    elif not quiet:
+        print_notes((*asked.notes, *result.manifest.notes))
+        print_adapter(result, labels, verbose=verbose)
 
 
 def _check_output(output: str | None, dry_run: bool) -> None:

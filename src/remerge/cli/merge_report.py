@@ -29,7 +29,7 @@ def merged_document(
         "merge_key": manifest.merge_key,
         "already_there": result.already_there,
         "resumed": list(result.resumed),
-        **_combination(manifest.recipe, labels),
+        **combination(manifest.recipe, labels),
         "tensors": {**manifest.tensors, "refused": 0},
         "bytes_read": result.bytes_read,
         "bytes_written": result.bytes_written,
@@ -50,7 +50,7 @@ def print_merged(result: MergeResult, labels: Sequence[str], *, verbose: bool) -
     print_notes((*manifest.notes, *advice(manifest)))
     touched, untouched = manifest.tensors["touched"], manifest.tensors["untouched"]
     click.echo(f"{'already merged' if result.already_there else 'merged'}: {result.output}")
-    rows = _combined_rows(manifest.recipe, labels)
+    rows = combined_rows(manifest.recipe, labels)
     rows.append(("tensors", f"{touched} touched, {untouched} untouched, 0 refused"))
     if manifest.formats:
         formats = ", ".join(f"{count} x {name}" for name, count in manifest.formats.items())
@@ -82,7 +82,7 @@ def plan_document(
         "plan_id": plan.plan_id,
         "merge_key": merge_key(plan, input_digests(plan)),
         "reproducible": plan.reproducible,
-        **_combination(plan.recipe, labels),
+        **combination(plan.recipe, labels),
         "files": plan.document()["files"],
         "side_files": [{"name": s.name, "size": s.size} for s in plan.side_files],
         "tensors": {"touched": len(plan.touched), "untouched": plan.untouched},
@@ -116,7 +116,7 @@ def print_plan(plan: Plan, labels: Sequence[str], max_memory: str, *, verbose: b
             click.echo(f"  {name}: {', '.join(step_name(step) for step in steps)}")
     print_table(
         [
-            *_combined_rows(plan.recipe, labels),
+            *combined_rows(plan.recipe, labels),
             ("tensors", f"{len(plan.touched)} touched, {plan.untouched} untouched"),
             ("to read", size(plan.bytes_to_read)),
             ("to write", size(plan.bytes_to_write)),
@@ -132,7 +132,8 @@ def _memory(plan: Plan, max_memory: str) -> int:
     return forecast(budget, None, quantised=plan.decodes)
 
 
-def _combination(recipe: Recipe, labels: Sequence[str]) -> dict[str, Any]:
+def combination(recipe: Recipe, labels: Sequence[str]) -> dict[str, Any]:
+    """How adapters were combined, for a JSON document."""
     return {
         "method": recipe.method,
         "parameters": recipe.parameters,
@@ -141,7 +142,7 @@ def _combination(recipe: Recipe, labels: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _combined_rows(recipe: Recipe, labels: Sequence[str]) -> list[tuple[str, str]]:
+def combined_rows(recipe: Recipe, labels: Sequence[str]) -> list[tuple[str, str]]:
     """How adapters were combined, where there is something to say."""
     if recipe.weights == (1.0,) and recipe.method == "sum":
         return []

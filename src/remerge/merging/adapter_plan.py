@@ -7,7 +7,7 @@ of the model's parameters, as an adapter speaks of them. Nothing is read yet.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from remerge.adapters import families
 from remerge.adapters.adapter import Adapter
@@ -29,8 +29,10 @@ from remerge.merging.extraction_plan import (
 from remerge.merging.factored import Factored
 from remerge.merging.opening import hint_of
 from remerge.merging.plan import Plan
+from remerge.merging.replacements import copies_of
 from remerge.merging.tensor_plan import TensorPlan
 from remerge.sources.documents import as_object
+from remerge.sources.reading import decoded
 
 # Where no adapter states a rank.
 _USUAL_RANK = 16
@@ -85,6 +87,7 @@ def plan_adapter(plan: Plan) -> AdapterPlan:
     nothing changes.
     """
     task = _task(plan.adapters)
+    plan = _without_copies(plan)
     opened = open_model(plan.base, hint_of(task.config), families.wanted(task))
     reading = _Reading(plan, opened)
     found = reading.found()
@@ -101,6 +104,24 @@ def plan_adapter(plan: Plan) -> AdapterPlan:
             hint="Check the weights: at least one must not be zero.",
         )
     return AdapterPlan(plan, opened, kept, wholes, saved, reading.tied, task)
+
+
+def _without_copies(plan: Plan) -> Plan:
+    """The plan without values that an adapter brings whole but never trained: PEFT saves the
+    embeddings beside factors for them."""
+    is_copy = copies_of(plan.base, decoded(plan.base))
+
+    def changed(tensor: TensorPlan) -> TensorPlan:
+        change = tensor.change
+        if change is None or not any(isinstance(step, Replaced) for step in change.steps):
+            return tensor
+        steps = tuple(
+            s for s in change.steps if not (isinstance(s, Replaced) and is_copy(change, s))
+        )
+        whole = any(isinstance(step, Replaced) and step.whole for step in steps)
+        return replace(tensor, change=replace(change, steps=steps, reads_base=not whole))
+
+    return replace(plan, tensors={name: changed(each) for name, each in plan.tensors.items()})
 
 
 @dataclass

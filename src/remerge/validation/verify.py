@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,30 +11,23 @@ from typing import Any
 import torch
 
 from remerge.artefacts import user_index
-from remerge.artefacts.digests import file_digest
+from remerge.artefacts.adapter_manifest import AdapterManifest, is_combined, read_adapter_manifest
+from remerge.artefacts.digests import file_digest, weight_digests
 from remerge.artefacts.making import Report
-from remerge.artefacts.manifest import PREPARATIONS, InputRecord, Manifest, read_manifest
-from remerge.errors import BadInput, IntegrityError, NotReproduced, RemergeError, UsageError
-from remerge.merging import preparations
+from remerge.artefacts.manifest import InputRecord, Manifest, read_manifest
+from remerge.errors import BadInput, IntegrityError, NotReproduced, UsageError
 from remerge.merging.budget import Resources
 from remerge.merging.local import derive
-from remerge.merging.merged import MergedCheckpoint
 from remerge.merging.plan import OutputFile, Plan
 from remerge.outputs.planning import make_plan, open_inputs
 from remerge.sources.dtypes import itemsize, torch_dtype
 from remerge.sources.storage import InputFile, aligned_buffer
-
-
-@dataclass(frozen=True)
-class VerifyReport:
-    """What was derived again and found equal."""
-
-    output: Path
-    merge_key: str
-    files: int
-    tensors: int
-    bytes_compared: int
-    notes: tuple[str, ...]
+from remerge.validation.findings import (
+    VerifyReport,
+    check_side_files,
+    failure,
+    restore_preparations,
+)
 
 
 @dataclass(frozen=True)
@@ -63,7 +55,7 @@ def verify(
     unless given. Raises `IntegrityError` (exit 4) when a file differs from its manifest,
     `NotReproduced` (exit 5) when the derivation does, each naming the first difference.
     """
-    manifest = read_manifest(output)
+    manifest = read_adapter_manifest(output) if is_combined(output) else read_manifest(output)
     _check_present(output, manifest)
     inputs = open_inputs(
         base or _place_of(manifest.base, "base"),
@@ -80,12 +72,20 @@ def verify(
             f"is {plan.plan_id[:16]}.",
             why="Another version of remerge or transformers made it, or the base is another one.",
         )
+    if isinstance(manifest, AdapterManifest):
+        # It always imports transformers, which takes seconds; most merges can do without.
+        from remerge.validation.verify_adapter import verify_adapter
+
+        _check_input(manifest.base, plan.base.path, _base_digests(plan), "base")
+        return verify_adapter(
+            output, manifest, inputs, plan, max_memory, threads, device=device, report=report
+        )
     sink = _Comparer(output)
     resources = Resources.of(max_memory, threads, quantised=plan.decodes)
     twins = {file.twin.name for file in plan.files if file.twin is not None}
     unread = [shard for shard in plan.base.shards if shard.name not in twins]
     with plan.open(device) as merged:
-        _restore_preparations(merged, plan, output)
+        restore_preparations(merged, plan, output)
         counter = _counter(sum(part.size for part in (*plan.files, *unread)), report)
         digests = derive(merged, plan.files, unread, sink, resources, counter)
     digests["config.json"] = file_digest(plan.base.path / "config.json")
@@ -106,34 +106,11 @@ def _judge(output: Path, manifest: Manifest, plan: Plan, sink: _Comparer) -> Non
             continue
         where = f" First difference: {difference.what}." if difference else ""
         as_recorded = file_digest(output / file.name) == recorded.get(file.name)
-        raise _failure(output / file.name, where, as_recorded)
-    for side in plan.side_files:
-        path = output / side.name
-        found = file_digest(path)
-        derived = (
-            hashlib.sha256(side.content).hexdigest()
-            if side.content is not None
-            else file_digest(side.source)
-        )
-        as_recorded = found == recorded.get(side.name)
-        if found != derived or not as_recorded:
-            raise _failure(path, "", as_recorded)
+        raise failure(output / file.name, where, as_recorded)
+    check_side_files(output, plan, recorded)
 
 
-def _failure(path: Path, where: str, as_recorded: bool) -> RemergeError:
-    if as_recorded:
-        return NotReproduced(
-            f"{path} is what its manifest says, but deriving it again gives other bytes.{where}",
-            why="It was not made from these inputs, or the numerical stack differs.",
-        )
-    return IntegrityError(
-        f"{path} is not the file that its manifest names.{where}",
-        why="It was changed or damaged after the merge.",
-        hint="Merge again with --overwrite.",
-    )
-
-
-def _check_present(output: Path, manifest: Manifest) -> None:
+def _check_present(output: Path, manifest: Manifest | AdapterManifest) -> None:
     for record in manifest.outputs:
         path = output / record.name
         if not path.resolve().is_relative_to(output.resolve()):
@@ -147,7 +124,9 @@ def _check_present(output: Path, manifest: Manifest) -> None:
             )
 
 
-def _given(manifest: Manifest, adapters: Sequence[str | Path]) -> Sequence[str | Path]:
+def _given(
+    manifest: Manifest | AdapterManifest, adapters: Sequence[str | Path]
+) -> Sequence[str | Path]:
     """The adapters as they were given, all or none."""
     if adapters and len(adapters) != len(manifest.adapters):
         names = ", ".join(record.name for record in manifest.adapters)
@@ -183,11 +162,10 @@ def _check_input(record: InputRecord, path: Path, digests: dict[str, str], kind:
             )
 
 
-def _restore_preparations(merged: MergedCheckpoint, plan: Plan, output: Path) -> None:
-    """Use the recorded factors where another numerical stack would compute others."""
-    path = output / PREPARATIONS
-    if path.is_file():
-        merged.prepared.update(preparations.restore(path, plan.steps))
+def _base_digests(plan: Plan) -> dict[str, str]:
+    digests = weight_digests([shard.path for shard in plan.base.shards])
+    found = {shard.name: digests[shard.path] for shard in plan.base.shards}
+    return found | {"config.json": file_digest(plan.base.path / "config.json")}
 
 
 def _counter(total: int, report: Report) -> Callable[[int, str], None]:

@@ -1,0 +1,63 @@
+"""What a verification finds, whatever kind of output it derives again."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from remerge.artefacts.digests import file_digest
+from remerge.artefacts.manifest import PREPARATIONS
+from remerge.errors import IntegrityError, NotReproduced, RemergeError
+from remerge.merging import preparations
+from remerge.merging.merged import MergedCheckpoint
+from remerge.merging.plan import Plan
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What was derived again and found equal."""
+
+    output: Path
+    merge_key: str
+    files: int
+    tensors: int
+    bytes_compared: int
+    notes: tuple[str, ...]
+
+
+def check_side_files(output: Path, plan: Plan, recorded: Mapping[str, str]) -> None:
+    """Compare the files beside the weights; ``recorded`` are the manifest's digests."""
+    for side in plan.side_files:
+        path = output / side.name
+        found = file_digest(path)
+        derived = (
+            hashlib.sha256(side.content).hexdigest()
+            if side.content is not None
+            else file_digest(side.source)
+        )
+        as_recorded = found == recorded.get(side.name)
+        if found != derived or not as_recorded:
+            raise failure(path, "", as_recorded)
+
+
+def failure(path: Path, where: str, as_recorded: bool) -> RemergeError:
+    """The error for a file that is not what was derived."""
+    if as_recorded:
+        return NotReproduced(
+            f"{path} is what its manifest says, but deriving it again gives other bytes.{where}",
+            why="It was not made from these inputs, or the numerical stack differs.",
+        )
+    return IntegrityError(
+        f"{path} is not the file that its manifest names.{where}",
+        why="It was changed or damaged after the merge.",
+        hint="Merge again with --overwrite.",
+    )
+
+
+def restore_preparations(merged: MergedCheckpoint, plan: Plan, output: Path) -> None:
+    """Use the recorded factors where another numerical stack would compute others."""
+    path = output / PREPARATIONS
+    if path.is_file():
+        merged.prepared.update(preparations.restore(path, plan.steps))
