@@ -13,17 +13,15 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
-import torch
-
-from remerge.adapters.deltas import Change, Changes, Delta, Factor, Replaced, ReplacedRows
+from remerge.adapters.deltas import Change, Changes, Delta, Replaced, ReplacedRows
 from remerge.errors import BadInput, Unsupported
 from remerge.merging.combined import Combined
 from remerge.merging.methods.method import Joint, Method, Term
 from remerge.merging.methods.registry import METHODS
 from remerge.merging.recipe import Recipe
+from remerge.merging.replacements import Clash, IsCopy, brought_by, settle
 from remerge.merging.scope import Scope
 
-_BLOCK_ROWS = 2**10
 _TIES = "tie_word_embeddings"
 
 
@@ -32,25 +30,30 @@ def combine(
     labels: Sequence[str],
     recipe: Recipe,
     output_dtype: Callable[[str, str], str],
+    is_copy: IsCopy,
 ) -> Changes:
     """What the adapters ask for together, by the recipe's method and weights.
 
     ``labels`` name the adapters in messages; ``output_dtype`` tells a tensor's dtype in the output
-    from its name and its own. Raises `BadInput` where two adapters replace the same values or ask
-    for different configurations, `Unsupported` where they cannot be told apart.
+    from its name and its own; ``is_copy`` compares replaced values with the base's, and is asked
+    only where two adapters replace the same ones differently. Raises `BadInput` where two adapters
+    replace the same values or ask for different configurations, `Unsupported` where they cannot be
+    told apart.
     """
     method = METHODS[recipe.method]
     if len(found) == 1 and recipe.method == "sum" and recipe.weights == (1.0,):
         return found[0]
     # With a weight of zero an adapter takes no part: what it would replace stays as well.
     taking = [
-        changes if method.ordered or weight != 0.0 else replace(changes, tensors={}, config={})
+        changes if weight != 0.0 else replace(changes, tensors={}, config={}, dropped=frozenset())
         for changes, weight in zip(found, recipe.weights, strict=True)
     ]
-    work = _Work(taking, labels, recipe, method, Scope())
+    work = _Work(taking, labels, recipe, method, Scope(), is_copy)
     config = work.config()
     work.check_tied()
-    tensors = {name: work.change(name, output_dtype) for name in work.names}
+    combined = {name: work.change(name, output_dtype) for name in work.names}
+    # Without a step and on its own values a tensor stays as it is.
+    tensors = {n: c for n, c in combined.items() if c.steps or c.source is not None}
     counts: Counter[str] = Counter()
     for changes in found:
         counts.update(changes.counts)
@@ -60,7 +63,7 @@ def combine(
         config=config,
         notes=(*dict.fromkeys(notes), *work.notes(), *method.notes),
         counts=counts,
-        dropped=frozenset(name for changes in found for name in changes.dropped),
+        dropped=frozenset(name for changes in taking for name in changes.dropped),
     )
 
 
@@ -71,6 +74,7 @@ class _Work:
     recipe: Recipe
     method: Method[Any]
     scope: Scope
+    is_copy: IsCopy
 
     @property
     def names(self) -> list[str]:
@@ -95,8 +99,11 @@ class _Work:
             replacements,
             changes,
             self.scope,
+            self.found[0].rslora,
         )
         reads = any(change is not None and change.reads_base for change in changes)
+        if not self.method.ordered:
+            reads = reads or not any(isinstance(s, Replaced) and s.whole for s in replacements)
         if not self.method.ordered and not any(joint.touching):
             return replace(first, steps=replacements, reads_base=reads)
         steps = self.method.combine(joint, self.method.read(self.recipe.parameters))
@@ -105,49 +112,32 @@ class _Work:
 
     def _one_kind(self, name: str, changes: Sequence[Change | None]) -> Change:
         """The first change, after checking that all see the tensor alike."""
-        first: Change | None = None
-        for change in changes:
-            if change is None:
-                continue
-            first = first or change
-            if (change.shape, change.view, change.source) != (
+        touching = [(n, change) for n, change in enumerate(changes) if change is not None]
+        number, first = touching[0]
+        for other, change in touching[1:]:
+            if (change.shape, change.view, change.source) == (
                 first.shape,
                 first.view,
                 first.source,
             ):
-                raise Unsupported(
-                    f"{name} has shape {first.shape} with one adapter and {change.shape} with "
-                    "another.",
-                    why="One of them resized the vocabulary.",
-                    hint="Merge that one first, and the others into the result.",
-                )
-        assert first is not None
+                continue
+            one, two = self.labels[number], self.labels[other]
+            same = change.shape == first.shape
+            raise Unsupported(
+                f"{name} starts from another tensor with {one} than with {two}."
+                if same
+                else f"{name} has shape {first.shape} with {one} and {change.shape} with {two}.",
+                why="One of them unties it." if same else "One of them resized the vocabulary.",
+                hint="Merge that one first, and the others into the result.",
+            )
         return first
 
     def _replacements(self, name: str, changes: Sequence[Change | None]) -> tuple[Delta, ...]:
         """The values that adapters bring whole, each place from one adapter."""
-        brought = [
-            (adapter, step)
-            for adapter, change in enumerate(changes)
-            if change is not None
-            for step in change.steps
-            if isinstance(step, Replaced | ReplacedRows)
-        ]
-        winner = self._preferred(name)
-        kept: list[tuple[int, Replaced | ReplacedRows]] = []
-        for adapter, step in brought:
-            rivals = [
-                (other, rival) for other, rival in kept if other != adapter and _meet(step, rival)
-            ]
-            if not rivals:
-                kept.append((adapter, step))
-            elif all(_equal(step, rival) for _, rival in rivals):
-                continue
-            elif winner == adapter:
-                kept = [pair for pair in kept if pair not in rivals] + [(adapter, step)]
-            elif winner not in [other for other, _ in rivals]:
-                raise self._both_replace(name, rivals[0][0], adapter)
-        return tuple(step for _, step in sorted(kept, key=lambda pair: pair[1].stage))
+        settled = settle(brought_by(changes), self._preferred(name), self.is_copy)
+        if isinstance(settled, Clash):
+            raise self._both_replace(name, settled.one, settled.other)
+        return tuple(settled)
 
     def _preferred(self, name: str) -> int | None:
         """The adapter that was told to win this tensor."""
@@ -183,83 +173,61 @@ class _Work:
     def check_tied(self) -> None:
         """Refuse an adapter that changes a tensor from which another unties its twin: on its own
         it would change both."""
-        untying = [c for c in self.found if any(key.endswith(_TIES) for key in c.config)]
-        others = [
-            (label, changes)
-            for label, changes in zip(self.labels, self.found, strict=True)
-            if changes not in untying
-        ]
-        for head in (change for changes in untying for change in changes.tensors.values()):
-            if not any(isinstance(step, Replaced) for step in head.steps):
-                continue
-            for label, changes in others:
-                for name, change in changes.tensors.items():
-                    twin = head.source in (None, name) and change.shape == head.shape
-                    if twin and name != head.tensor:
-                        raise Unsupported(
-                            f"{label} changes {name}, from which another adapter unties "
-                            f"{head.tensor}.",
-                            why="On its own it changes both at once.",
-                            hint="Merge one first, and the other into the result.",
-                        )
+        unties = [any(key.endswith(_TIES) for key in changes.config) for changes in self.found]
+        for untier, changes in enumerate(self.found):
+            heads = changes.tensors.values() if unties[untier] else ()
+            for head in (h for h in heads if any(isinstance(s, Replaced) for s in h.steps)):
+                for other, others in enumerate(self.found):
+                    if not unties[other]:
+                        self._check_twin(head, untier, others, other)
+
+    def _check_twin(self, head: Change, untier: int, others: Changes, other: int) -> None:
+        for name, change in others.tensors.items():
+            twin = head.source in (None, name) and change.shape == head.shape
+            if twin and name != head.tensor:
+                raise Unsupported(
+                    f"{self.labels[other]} changes {name}, from which {self.labels[untier]} unties "
+                    f"{head.tensor}.",
+                    why="On its own it changes both at once.",
+                    hint="Merge one first, and the other into the result.",
+                )
 
     def notes(self) -> list[str]:
-        """What the user must know of values that were taken whole."""
+        """What the user must know of weights of zero, and of values that were taken whole."""
         told: list[str] = []
-        for adapter, (changes, weight) in enumerate(
-            zip(self.found, self.recipe.weights, strict=True)
+        for adapter, (label, weight) in enumerate(
+            zip(self.labels, self.recipe.weights, strict=True)
         ):
-            whole = [
-                name
-                for name, change in changes.tensors.items()
-                if any(isinstance(step, Replaced | ReplacedRows) for step in change.steps)
-            ]
-            if whole and weight not in (0.0, 1.0) and not self.method.ordered:
-                told.append(
-                    f"{self.labels[adapter]} replaces {', '.join(whole[:3])}"
-                    f"{' and others' if len(whole) > 3 else ''}: its weight of {weight:g} does not "
-                    "apply there."
-                )
+            if weight == 0.0:
+                told.append(f"{label} has a weight of zero: it takes no part.")
+            elif self.method.ordered:
+                lost = self._overwritten(adapter)
+                if lost:
+                    told.append(f"{label} replaces {some(lost)}: what others made of it is lost.")
+            elif weight != 1.0:
+                whole = [
+                    name
+                    for name, change in self.found[adapter].tensors.items()
+                    if any(isinstance(step, Replaced | ReplacedRows) for step in change.steps)
+                ]
+                if whole:
+                    told.append(
+                        f"{label} replaces {some(whole)}: its weight of {weight:g} does not apply "
+                        "there."
+                    )
         return told
 
-
-def _meet(one: Replaced | ReplacedRows, other: Replaced | ReplacedRows) -> bool:
-    """Whether two replacements set a value in common."""
-    if isinstance(one, ReplacedRows) and isinstance(other, ReplacedRows):
-        return bool(set(one.indices) & set(other.indices))
-    if isinstance(one, ReplacedRows) or isinstance(other, ReplacedRows):
-        rows, block = (one, other) if isinstance(one, ReplacedRows) else (other, one)
-        assert isinstance(rows, ReplacedRows)
-        assert isinstance(block, Replaced)
-        return any(block.row <= i < block.row + block.values.shape[0] for i in rows.indices)
-    return _overlap(one.row, one.values.shape[0], other.row, other.values.shape[0]) and _overlap(
-        one.col, one.values.shape[1], other.col, other.values.shape[1]
-    )
+    def _overwritten(self, adapter: int) -> list[str]:
+        """The tensors that an adapter replaces whole, and that those before it changed."""
+        return [
+            name
+            for name, change in self.found[adapter].tensors.items()
+            if not change.reads_base
+            and any(name in before.tensors for before in self.found[:adapter])
+        ]
 
 
-def _overlap(first: int, length: int, other: int, other_length: int) -> bool:
-    return first < other + other_length and other < first + length
-
-
-def _equal(one: Replaced | ReplacedRows, other: Replaced | ReplacedRows) -> bool:
-    """Whether both set the same places to the same values: a copy that training left alone."""
-    if isinstance(one, Replaced) and isinstance(other, Replaced):
-        same_place = (one.row, one.col) == (other.row, other.col)
-    elif isinstance(one, ReplacedRows) and isinstance(other, ReplacedRows):
-        same_place = one.indices == other.indices
-    else:
-        return False
-    if not same_place or one.values.shape != other.values.shape:
-        return False
-    rows = one.values.shape[0]
-    return all(
-        torch.equal(*(_rows(f, range(at, min(at + _BLOCK_ROWS, rows))) for f in factors))
-        for factors in [(one.values, other.values)]
-        for at in range(0, rows, _BLOCK_ROWS)
-    )
-
-
-def _rows(factor: Factor, rows: range) -> torch.Tensor:
-    if factor.read_rows is not None:
-        return factor.read_rows(rows)
-    return factor.read()[rows.start : rows.stop]
+def some(names: Sequence[str], most: int = 3) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

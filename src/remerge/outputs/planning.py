@@ -13,14 +13,15 @@ from remerge.adapters.adapter import Adapter, check_finite, open_adapter
 from remerge.adapters.lora.packing import stating
 from remerge.errors import BadInput, UsageError
 from remerge.merging.opening import asked_dtype, hint_of, plan_tensors, read_changes
-from remerge.merging.plan import Plan, SideFile
+from remerge.merging.plan import OutputFile, Plan, SideFile
 from remerge.merging.preparations import check_memory, decomposes
 from remerge.merging.recipe import Recipe
+from remerge.merging.replacements import copies_of
 from remerge.merging.several import combine
 from remerge.merging.simulation import simulated
 from remerge.merging.tensor_plan import usual_dtype
 from remerge.outputs.safetensors import index_document, lay_out
-from remerge.outputs.side_files import side_files
+from remerge.outputs.side_files import carried_tokenizer, side_files
 from remerge.sources.checkpoint import Checkpoint, open_checkpoint
 from remerge.sources.reading import DecodedBase, decoded
 from remerge.sources.references import Reference, labels_of, resolve
@@ -169,7 +170,8 @@ def _stated_base(adapter: Adapter) -> str:
 
 
 def make_plan(inputs: Inputs, recipe: Recipe, max_memory: int) -> Plan:
-    """The whole merge from headers and configurations; reads no weight of the base.
+    """The whole merge from headers and configurations; reads no weight of the base, but where two
+    adapters replace the same ones.
 
     Raises `BadInput` for anything that would merge wrong: leftovers, misfits, values that are not
     finite. Raises `UsageError` when the memory budget is too small for the method.
@@ -190,27 +192,32 @@ def make_plan(inputs: Inputs, recipe: Recipe, max_memory: int) -> Plan:
     def dtype(name: str, kept: str) -> str:
         return asked_dtype(recipe, base.config, name, kept, packed=name in readable.codecs)
 
-    changes = combine(found, inputs.labels, recipe, dtype)
+    changes = combine(found, inputs.labels, recipe, dtype, copies_of(base, readable))
     if recipe.simulate is not None:
         readable = simulated(readable, hint_of(adapters[0].config))
     tensors = plan_tensors(base, readable, changes, recipe)
-    files = lay_out(base, tensors, recipe.max_shard_size)
     for change in changes.tensors.values():
         check_memory(change, max_memory)
-    # A quantisation that config.json states and no tensor has is taken out as well.
-    stated = readable.config != base.config
-    unpacked = (readable.codecs or stated) and recipe.requantize is None
-    side, notes = side_files(
-        base,
-        adapters,
-        inputs.labels,
-        recipe,
-        changes.config,
-        unpacked=usual_dtype(tensors) if unpacked else None,
-    )
-    index = index_document(base, files)
-    if index is not None:
-        side = (*side, SideFile(index[0], content=index[1]))
+    files: tuple[OutputFile, ...] = ()
+    notes: tuple[str, ...] = ()
+    if recipe.format == "adapter":
+        side = carried_tokenizer(adapters, inputs.labels, recipe)
+    else:
+        files = lay_out(base, tensors, recipe.max_shard_size)
+        # A quantisation that config.json states and no tensor has is taken out as well.
+        stated = readable.config != base.config
+        unpacked = (readable.codecs or stated) and recipe.requantize is None
+        side, notes = side_files(
+            base,
+            adapters,
+            inputs.labels,
+            recipe,
+            changes.config,
+            unpacked=usual_dtype(tensors) if unpacked else None,
+        )
+        index = index_document(base, files)
+        if index is not None:
+            side = (*side, SideFile(index[0], content=index[1]))
     told = [note for adapter in adapters for note in adapter.notes]
     return Plan(
         recipe=recipe,

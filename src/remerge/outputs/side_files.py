@@ -103,7 +103,9 @@ def _brought(adapters: Sequence[Adapter], labels: Sequence[str], recipe: Recipe)
     if recipe.tokenizer == "base":
         return {}
     asked, _, number = recipe.tokenizer.partition(":")
-    chosen = adapters if not number else [adapters[int(number) - 1]]
+    # With a weight of zero an adapter takes no part.
+    taking = [a for a, weight in zip(adapters, recipe.weights, strict=True) if weight != 0.0]
+    chosen = [adapters[int(number) - 1]] if number else taking
     found = [files for files in map(_tokenizer_of, chosen) if files]
     if asked == "adapter":
         found = [files for files in found if _is_complete(files)]
