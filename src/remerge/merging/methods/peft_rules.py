@@ -116,7 +116,7 @@ class DrawnParameters(PrunedParameters):
     seed: int = Field(default=0, ge=0)
 
 
-class DrawnElectedParameters(ElectedParameters, DrawnParameters):
+class DrawnElectedParameters(DrawnParameters, ElectedParameters):
     """Those of both."""
 
 
