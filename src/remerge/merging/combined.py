@@ -86,7 +86,7 @@ class Combined:
         )
 
     def widen(self, rows: range) -> range:
-        if self._is_vector and self.rule.whole_rows:
+        if self.joint.is_vector and self.rule.whole_rows:
             # A vector is one row, though it is seen as a column.
             return range(self.joint.view[0])
         while True:
@@ -108,10 +108,6 @@ class Combined:
             part = self.widen(part) if self.whole_rows else part
             yield part
             first = part.stop
-
-    @property
-    def _is_vector(self) -> bool:
-        return self.joint.view[1] == 1
 
     def bytes_needed(self, shape: tuple[int, int]) -> int:
         """Peak bytes of the decompositions that the adapters' own steps ask for."""

@@ -102,7 +102,8 @@ class Della:
             elif self.joint.touching[adapter] and density < 1.0:
                 draws = uniform(asked.seed, adapter, self.joint.tensor, first, delta.numel())
                 # A vector, seen as a column, is one row.
-                chances = _chances(delta.view(1, -1) if columns == 1 else delta, density, epsilon)
+                row = delta.view(1, -1) if self.joint.is_vector else delta
+                chances = _chances(row, density, epsilon)
                 chances = chances.view(delta.shape)
                 delta.masked_fill_(draws.view(delta.shape).to(delta.device) >= chances, 0.0)
                 if rescale:
@@ -111,7 +112,7 @@ class Della:
 
 
 def _chances(delta: torch.Tensor, density: float, epsilon: float) -> torch.Tensor:
-    """The chance of every value (rows, columns) to stay; that of a row's only one is ``density``."""
+    """The chance of every value (rows, columns) to stay; of a row's only one it is ``density``."""
     columns = delta.shape[1]
     if columns == 1:
         return torch.full_like(delta, density)

@@ -59,7 +59,7 @@ class ModelStock:
 
 def _combine(joint: Joint, parameters: ModelStockParameters) -> tuple[Delta, ...]:
     # A vector, which is seen as a column, is one filter.
-    by_row = parameters.filter_wise and joint.view[1] != 1
+    by_row = parameters.filter_wise and not joint.is_vector
     return (Combined(joint, ModelStock(by_row)),)
 
 

@@ -58,7 +58,7 @@ def _combine(joint: Joint, parameters: NuslerpParameters) -> tuple[Delta, ...]:
     total = first + second
     t = 0.5 if abs(total) < _NO_WEIGHT else second / total
     # A vector, which is seen as a column, is one row.
-    by_row = parameters.row_wise and joint.view[1] != 1
+    by_row = parameters.row_wise and not joint.is_vector
     return (Combined(joint, Nuslerp(t, by_row)),)
 
 
