@@ -1,8 +1,4 @@
-"""The mergekit side: run by the Python of its own environment, answering one request a line.
-
-A request names checkpoints on disk (one ``model.safetensors`` each) and a merge method; every
-tensor is merged by mergekit's public `merge_tensors`, in the dtype that the checkpoints have.
-"""
+"""The mergekit side: run by the Python of its own environment, answering one request a line."""
 
 from __future__ import annotations
 
@@ -11,8 +7,10 @@ import sys
 from typing import Any
 
 import torch
-from mergekit.merge_methods import merge_tensors
 from safetensors.torch import load_file, save_file
+
+from mergekit.merge_methods import merge_tensors
+from mergekit.scripts.run_yaml import main as command
 
 
 def merge(
@@ -23,7 +21,8 @@ def merge(
     seed: int,
     output: str,
 ) -> None:
-    """``base`` is the place of the base model in ``inputs``, where the method knows one."""
+    """Merge checkpoints of one ``model.safetensors`` each, in the dtype that they have, tensor by
+    tensor; ``base`` is the place of the base model in ``inputs``, where the method knows one."""
     torch.manual_seed(seed)
     models = [load_file(f"{path}/model.safetensors") for path in inputs]
     merged = {
@@ -39,12 +38,18 @@ def merge(
     save_file({name: tensor.contiguous() for name, tensor in merged.items()}, output)
 
 
+def run(arguments: list[str]) -> None:
+    """``mergekit-yaml`` without starting Python again."""
+    command(arguments, standalone_mode=False)
+
+
 def main() -> None:
     # The answers have standard output for themselves.
     answers, sys.stdout = sys.stdout, sys.stderr
     for line in sys.stdin:
         try:
-            merge(**json.loads(line))
+            name, request = json.loads(line)
+            {"merge": merge, "run": run}[name](**request)
             answer: dict[str, str] = {}
         except Exception as error:
             answer = {"error": f"{type(error).__name__}: {error}"}

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save_file
 
 # Odd sizes, that a model of transformers can still have: three heads of ten, one of keys.
-HIDDEN, HEADS, HEAD, INNER, VOCABULARY, LAYERS = 37, 3, 10, 53, 61, 2
+HIDDEN, HEADS, HEAD, INNER, VOCABULARY, LAYERS = 39, 3, 10, 53, 61, 2
 CONFIG: dict[str, Any] = {
     "model_type": "llama",
     "architectures": ["LlamaForCausalLM"],
@@ -118,17 +118,20 @@ def write_models(
     wide = {name: tensor.double() for name, tensor in tensors.items()}
     _write_checkpoint(place / "wide", wide)
     adapters: list[Path] = []
-    merged: list[Path] = []
     deltas: list[Tensors] = []
     for index, lora in enumerate(loras):
         adapters.append(place / f"adapter{index}")
-        merged.append(place / f"merged{index}")
         deltas.append(_write_adapter(adapters[-1], lora, shapes))
-        added = {n: t + deltas[-1][n] if n in deltas[-1] else t for n, t in wide.items()}
-        _write_checkpoint(merged[-1], added)
-    return Models(
-        place / "base", tuple(adapters), place / "wide", tuple(merged), wide, tuple(deltas)
-    )
+    merged = write_merged(place, wide, deltas)
+    return Models(place / "base", tuple(adapters), place / "wide", merged, wide, tuple(deltas))
+
+
+def write_merged(place: Path, base: Tensors, deltas: Sequence[Tensors]) -> tuple[Path, ...]:
+    """The base with each of the deltas, as checkpoints in float64."""
+    paths = tuple(place / f"merged{index}" for index in range(len(deltas)))
+    for path, delta in zip(paths, deltas, strict=True):
+        _write_checkpoint(path, {n: t + delta[n] if n in delta else t for n, t in base.items()})
+    return paths
 
 
 def _write_checkpoint(path: Path, tensors: Tensors) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from safetensors.torch import load_file
 
 from tests.tiny import read_tensors
@@ -44,8 +43,6 @@ class Mergekit:
         **parameters: Any,
     ) -> dict[str, torch.Tensor]:
         """Every tensor of the merge of ``inputs``, of which the one at ``base`` is the base."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
         output = self._place / "merged.safetensors"
         request = {
             "inputs": [str(path) for path in inputs],
@@ -55,14 +52,24 @@ class Mergekit:
             "seed": seed,
             "output": str(output),
         }
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        answer = json.loads(self._process.stdout.readline())
-        assert "error" not in answer, answer["error"]
+        self._ask("merge", request)
         # Read whole: the next merge is written to the same file.
         merged = load_file(output)
         output.unlink()
         return merged
+
+    def run(self, recipe: Path, output: Path) -> dict[str, torch.Tensor]:
+        """What ``mergekit-yaml`` writes for a recipe: the command's own function is called."""
+        self._ask("run", {"arguments": [str(a) for a in _arguments(recipe, output)]})
+        return read_tensors(output)
+
+    def _ask(self, name: str, request: Mapping[str, Any]) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps([name, request]) + "\n")
+        self._process.stdin.flush()
+        answer = json.loads(self._process.stdout.readline())
+        assert "error" not in answer, answer["error"]
 
     def close(self) -> None:
         assert self._process.stdin is not None
@@ -70,17 +77,18 @@ class Mergekit:
         self._process.wait(10)
 
 
-def run_yaml(recipe: Mapping[str, Any], place: Path, *options: str) -> dict[str, torch.Tensor]:
-    """What ``mergekit-yaml`` writes for a recipe."""
-    place.mkdir(parents=True)
-    (place / "recipe.yaml").write_text(yaml.safe_dump(dict(recipe)))
+def mergekit_yaml(recipe: Path, output: Path) -> dict[str, torch.Tensor]:
+    """The same by the installed command, started as a user does."""
     done = subprocess.run(
-        [BIN / "mergekit-yaml", "recipe.yaml", "merged", "--quiet", "--no-copy-tokenizer"]
-        + list(options),
-        cwd=place,
+        [BIN / "mergekit-yaml", *_arguments(recipe, output)],
         env={**os.environ, **OFFLINE},
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    return read_tensors(place / "merged")
+    return read_tensors(output)
+
+
+def _arguments(recipe: Path, output: Path) -> list[str | Path]:
+    options = ["--quiet", "--no-copy-tokenizer", "--lora-merge-cache"]
+    return [recipe, output, *options, output.with_name("cache")]
