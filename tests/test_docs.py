@@ -42,7 +42,10 @@ def test_every_command_is_understood(page: Path) -> None:
 @pytest.mark.parametrize("page", [p for p in PAGES if p.stem != "benchmarks"], ids=lambda p: p.name)
 def test_every_option_exists(page: Path) -> None:
     known = {
-        name for command in COMMANDS.values() for option in command.params for name in option.opts
+        name
+        for command in COMMANDS.values()
+        for option in command.params
+        for name in (*option.opts, *option.secondary_opts)
     }
     named = re.findall(r"`(--[a-z0-9-]+)", page.read_text())
     assert set(named) <= known
@@ -81,3 +84,35 @@ def test_the_example_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for line in shown:
         done = CliRunner().invoke(group, shlex.split(line))
         assert done.exit_code == 0, done.output
+
+
+def test_every_method_is_told_of() -> None:
+    """Its row names every parameter, with the default, and nothing else."""
+    from remerge.cli.methods import PARAMETERS
+    from remerge.merging.methods.registry import METHODS
+
+    page = (ROOT / "docs/several.md").read_text()
+    rows = {
+        cells[0].strip("`"): cells[2]
+        for cells in (re.split(r"\s*\|\s*", line)[1:-1] for line in page.splitlines())
+        if len(cells) == 4 and cells[0].startswith("`")
+    }
+    assert rows.keys() == METHODS.keys()
+    taken: set[str] = set()
+    for name, method in METHODS.items():
+        fields = {f.alias or n: f for n, f in method.parameters.model_fields.items()}
+        taken |= fields.keys()
+        told = [
+            f"`{key}`{'*' if isinstance(field.default, tuple) else ''} {_default(field.default)}"
+            for key, field in fields.items()
+        ]
+        assert sorted(filter(None, rows[name].split(", "))) == sorted(told), name
+    assert taken == PARAMETERS.keys()
+
+
+def _default(value: object) -> str:
+    if isinstance(value, tuple):
+        value = value[0]
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "largest" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
