@@ -34,8 +34,8 @@ from remerge.sources.reading import Source
 # What a run holds beside its matrices: transformers and LAPACK come on top of what a merge needs.
 HELD = RESIDENT + 2**25
 _A_THREAD = 2**27
-# Deltas of a block, of each adapter and together.
-_BLOCKS = 64 * BLOCK
+# A block of the base and of the deltas, beside those of a decomposition.
+_BLOCKS = 8 * BLOCK
 
 
 @dataclass(frozen=True)

@@ -280,15 +280,15 @@ def _rank(plan: Plan, reading: _Reading, parameter: Parameter) -> int:
     ranks = [0] * parameter.matrices
     for step, region in reading.steps(parameter):
         for number in _matrices(step, region, height):
-            ranks[number] += _rank_of(step, most)
+            ranks[number] += _rank_of(step)
     return min(max(ranks), asked) if asked is not None else max(ranks)
 
 
-def _rank_of(step: Delta, most: int) -> int:
-    if isinstance(step, LowRank):
-        return step.left.shape[1]
-    # Of two factors each: a bound that is known before they are.
-    return min(most, sum(min(factor.shape) for factor in step.factors) // 2)
+def _rank_of(step: Delta) -> int:
+    if isinstance(step, Factored):
+        return step.rank
+    assert isinstance(step, LowRank)
+    return step.left.shape[1]
 
 
 def _matrices(step: Delta, region: Region, height: int) -> range:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
@@ -14,24 +15,23 @@ _NEGLIGIBLE = 1e-12
 
 @runtime_checkable
 class Factored(Protocol):
-    """A step that adds a product to a rectangle of the tensor, whose corner it names."""
+    """A step whose change of its tensor is a product, once it is prepared."""
 
     @property
-    def factors(self) -> tuple[Factor, ...]: ...
+    def rank(self) -> int:
+        """The most that the product has."""
+        ...
 
-    @property
-    def corner(self) -> tuple[int, int]: ...
-
-    def low_rank(self, load: Load, prepared: Prepared) -> tuple[torch.Tensor, torch.Tensor]:
-        """The product's factors, float64, of shapes (rows, rank) and (rank, columns)."""
+    def low_rank(self, load: Load, prepared: Prepared) -> LowRank:
+        """The same as a step of an adapter."""
         ...
 
 
 def as_low_rank(step: Factored, load: Load, prepared: Prepared) -> LowRank:
     """The same as a step of an adapter, as few directions as it has."""
-    left, right = nearest(*step.low_rank(load, prepared), None)[:2]
-    row, col = step.corner
-    return LowRank(_held(left), _held(right), 1.0, row, col)
+    found = step.low_rank(load, prepared)
+    left, right, _ = nearest(found.left.read() * found.scale, found.right.read(), None)
+    return replace(found, left=_held(left), right=_held(right), scale=1.0)
 
 
 def nearest(
