@@ -134,6 +134,11 @@ def test_weights_of_one_and_of_none(place: Path, base: Tensors, alone: Any):
     assert_close(opened(place, list(mean), method="linear"), summed(base, alone, mean))
 
 
+def test_a_mean_of_nothing_is_refused(place: Path):
+    with pytest.raises(UsageError, match="the sum of the weights, which is zero"):
+        opened(place, ["lora", "dora"], method="linear", weights=[1, -1])
+
+
 def test_the_same_adapter_twice(place: Path, base: Tensors, alone: Any):
     found = opened(place, ["dora", "dora"], weights=[0.75, 0.5])
     assert_close(found, summed(base, alone, {"dora": 1.25}))

@@ -47,6 +47,7 @@ def _merge(inputs: Path, out: Path, kill_at: int | None, options: dict[str, Any]
         setattr(os, name, deadly(getattr(os, name)))
     directory._exchange = deadly(directory._exchange)
     try:
-        remerge.merge(inputs / "base", inputs / "adapter", out, threads=2, **options)
+        adapters = options.pop("adapters", inputs / "adapter")
+        remerge.merge(inputs / "base", adapters, out, threads=2, **options)
     except remerge.RemergeError as error:
         os._exit(error.exit_code)
