@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,14 +14,16 @@ from safetensors.torch import load_file, save_file
 import remerge
 from remerge.adapters.deltas import Factor, LowRank, ReplacedRows
 from remerge.errors import Unsupported, UsageError
-from remerge.merging.methods.blocks import blocks_of
+from remerge.merging.methods.blocks import Block, blocks_of
 from remerge.merging.methods.cat import CAT
+from remerge.merging.methods.svd import SVD
 from tests import tiny
 from tests.merging.methods.factor_cases import (
     close,
     joint_of,
     low_rank,
     random_factors,
+    svd,
     total,
     write_adapter,
     write_base,
@@ -134,16 +137,16 @@ def test_places_in_a_tensor() -> None:
 
     # Two places of the first adapter meet the same one of the second; the third stands apart.
     mixed = [
-        [step(4, 3, 0, 0), step(4, 3, 4, 3)],
-        [step(4, 4, 2, 1)],
-        [step(2, 6, 20, 0), step(3, 2, 21, 4)],
+        [step(4, 3, 0, 2), step(4, 3, 4, 5)],
+        [step(4, 4, 2, 3)],
+        [step(2, 6, 20, 2), step(3, 2, 21, 6)],
     ]
-    joint = joint_of(mixed, [1.0, 2.0, 3.0], (30, 6))
+    joint = joint_of(mixed, [1.0, 2.0, 3.0], (30, 9))
     blocks, _ = blocks_of(joint, "cat")
     places = [(b.row, b.col, b.height, b.width, len(b.parts)) for b in blocks]
-    assert places == [(0, 0, 8, 6, 3), (20, 0, 4, 6, 2)]
+    assert places == [(0, 2, 8, 6, 3), (20, 2, 4, 6, 2)]
     assert [block.largest for block in blocks] == [4, 4]
-    dense = np.zeros((30, 6))
+    dense = np.zeros((30, 9))
     for own, weight in zip(mixed, [1.0, 2.0, 3.0], strict=True):
         for part in own:
             product = (part.left.read() @ part.right.read()).numpy()
@@ -156,6 +159,17 @@ def test_places_in_a_tensor() -> None:
         here = dense[block.row : block.row + block.height, block.col : block.col + block.width]
         close(found, here, 1e-14)
     close(total(CAT, joint), dense, 1e-14)
+    # As much of every block as any method that decomposes it sees.
+    close(total(SVD, joint, svd_rank=3), nearest_by_block(dense, blocks, 3), 1e-12)
+
+
+def nearest_by_block(dense: np.ndarray, blocks: Sequence[Block], rank: int) -> np.ndarray:
+    found = np.zeros_like(dense)
+    for block in blocks:
+        here = slice(block.row, block.row + block.height), slice(block.col, block.col + block.width)
+        left, values, right = svd(dense[here])
+        found[here] = left[:, :rank] * values[:rank] @ right[:rank]
+    return found
 
 
 def test_bad_parameters_are_usage_errors(tmp_path: Path) -> None:
