@@ -27,7 +27,17 @@ from remerge.errors import (
 from remerge.version import __version__
 
 if TYPE_CHECKING:
-    from remerge.api import combine, extract, inspect, merge, open_merged, plan, read_recipe, verify
+    from remerge.api import (
+        combine,
+        conflicts,
+        extract,
+        inspect,
+        merge,
+        open_merged,
+        plan,
+        read_recipe,
+        verify,
+    )
 
 __all__ = [
     "BadInput",
@@ -40,6 +50,7 @@ __all__ = [
     "UsageError",
     "__version__",
     "combine",
+    "conflicts",
     "extract",
     "inspect",
     "merge",
@@ -54,6 +65,7 @@ def __getattr__(name: str) -> Any:
     """Import the working parts (torch) at their first use, so that ``remerge --help`` is quick."""
     if name in (
         "combine",
+        "conflicts",
         "extract",
         "inspect",
         "merge",

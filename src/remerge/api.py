@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 import torch
 
+from remerge.artefacts.conflicting import Conflicts, find_conflicts
 from remerge.artefacts.extraction_manifest import ExtractionOptions
 from remerge.artefacts.making import MergeResult, Report, make
 from remerge.errors import UsageError
@@ -220,6 +221,24 @@ def open_merged(
     """
     where = _device(device)
     return plan(base, adapters, **options).open(where)
+
+
+def conflicts(
+    base: Source | None,
+    adapters: Sequence[Source],
+    *,
+    threads: int | None = None,
+    progress: bool = True,
+) -> Conflicts:
+    """Do these adapters get along? Measured on their factors, without merging anything.
+
+    Every pair is compared, module by module; the report says which combine method suits, or that
+    they are better kept separate, and why. ``threads`` changes no figure.
+    """
+    named = _several(adapters)
+    if len(named) < 2:
+        raise UsageError("One adapter has no conflicts.", hint="Name at least two.")
+    return find_conflicts(open_inputs(base, named, progress=progress), threads)
 
 
 def inspect(path: Source, adapter: Source | None = None) -> Inspection:

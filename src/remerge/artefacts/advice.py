@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from remerge.artefacts.conflict_report import ConflictReport
 from remerge.artefacts.manifest import Manifest, RetentionRecord
 
 # Below the first, or above the second, a merge is told to have lost something: a tenth of the
@@ -23,7 +26,36 @@ def retention_line(found: RetentionRecord, measured: str) -> str:
 
 
 def advice(manifest: Manifest) -> tuple[str, ...]:
-    """A warning for every way in which the output lost much of the delta, with the way out."""
+    """A warning for every way in which the output lost much of the delta, and where adapters do not
+    get along, with the way out."""
+    return (*_of_conflicts(manifest), *_of_retention(manifest))
+
+
+def conflict_line(report: ConflictReport, names: Sequence[str]) -> str:
+    """What suits all adapters and how the worst pair stands, in a line; ``names`` of adapters."""
+    worst = report.pairs[0]
+    pair = " + ".join(names[number - 1] for number in worst.adapters)
+    found = worst.overall
+    if found.shared is None or found.cosine is None:
+        return report.advice
+    return (
+        f"{report.advice} recommended; worst pair {pair}: {found.shared:.1%} along the same inputs "
+        f"and outputs, cosine {found.cosine:.2f}"
+    )
+
+
+def _of_conflicts(manifest: Manifest) -> tuple[str, ...]:
+    report = manifest.conflicts
+    if report is None or report.advice != "keep separate":
+        return ()
+    names = [manifest.adapters[number - 1].name for number in report.pairs[0].adapters]
+    return (
+        f"{' and '.join(names)} do not get along and are better kept separate. "
+        + " ".join(report.reasons),
+    )
+
+
+def _of_retention(manifest: Manifest) -> tuple[str, ...]:
     report = manifest.retention
     if report is None or not _loses(report.overall):
         worst = [] if report is None else [n for n, t in report.tensors.items() if _loses(t)]

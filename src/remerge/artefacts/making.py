@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from remerge.artefacts import user_index
+from remerge.artefacts.conflicting import conflicts_in
 from remerge.artefacts.digests import adapter_digests, file_digest, input_digests
 from remerge.artefacts.manifest import (
     MANIFEST,
@@ -108,6 +109,7 @@ def make(
         for receipt in finished.values():
             meter.restore(receipt.get("retention", {}))
         sink = _Writer(place, meter)
+        conflicts = conflicts_in(plan, resources.threads)
         prepare_into(place.work, merged, plan, resources.threads)
         twins = {file.twin.name for file in plan.files if file.twin is not None}
         unread = [shard for shard in plan.base.shards if shard.name not in twins]
@@ -121,7 +123,7 @@ def make(
         records += [write_side_file(place.work, side) for side in plan.side_files]
         if (place.work / PREPARATIONS).exists():
             records.append(file_record(place.work / PREPARATIONS, PREPARATIONS))
-        manifest = manifest_of(inputs, plan, base_digests, read, records, meter)
+        manifest = manifest_of(inputs, plan, base_digests, read, records, meter, conflicts)
         seconds = time.time() - started
         _write_provenance(place, started, seconds, resources, device)
         write_durably(place.work / MANIFEST, to_bytes(manifest))

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from remerge.artefacts.conflict_report import ConflictReport
 from remerge.errors import BadInput
 from remerge.merging.recipe import Recipe
 
@@ -66,7 +67,8 @@ class RetentionReport(BaseModel):
 class Manifest(BaseModel):
     """The content of ``remerge.json``.
 
-    ``formats`` counts the base's quantised tensors by format.
+    ``formats`` counts the base's quantised tensors by format; ``conflicts`` says whether several
+    adapters get along, with the worst modules of every pair.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -82,6 +84,7 @@ class Manifest(BaseModel):
     tensors: dict[str, int]
     formats: dict[str, int] = {}
     retention: RetentionReport | None = None
+    conflicts: ConflictReport | None = None
     notes: tuple[str, ...]
     versions: dict[str, str]
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from remerge.artefacts.conflict_report import ConflictReport
 from remerge.artefacts.digests import file_digest, small_digests
 from remerge.artefacts.manifest import (
     FileRecord,
@@ -33,6 +34,7 @@ def manifest_of(
     adapter_digests: Mapping[str, str],
     outputs: list[FileRecord],
     meter: Meter,
+    conflicts: ConflictReport | None = None,
 ) -> Manifest:
     base = plan.base
     digests = {f"base/{name}": digest for name, digest in base_digests.items()}
@@ -55,6 +57,7 @@ def manifest_of(
         },
         formats=dict(plan.formats),
         retention=_retention(plan, meter),
+        conflicts=conflicts.shortened() if conflicts is not None else None,
         notes=plan.notes,
         versions={"remerge": __version__, "algorithm": str(ALGORITHM), "torch": torch.__version__},
     )

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from remerge.adapters.deltas import step_name
-from remerge.artefacts.advice import advice, retention_line
+from remerge.artefacts.advice import advice, conflict_line, retention_line
 from remerge.artefacts.digests import input_digests
 from remerge.artefacts.making import MergeResult
 from remerge.cli.output import print_notes, print_table, size
@@ -38,6 +38,7 @@ def merged_document(
         "base_precision": manifest.recipe.base_precision,
         "formats": manifest.formats,
         "retention": kept.model_dump() if kept is not None else None,
+        "conflicts": manifest.conflicts.model_dump() if manifest.conflicts is not None else None,
         "notes": [*notes, *manifest.notes, *advice(manifest)],
         "files": [record.model_dump() for record in manifest.outputs],
     }
@@ -51,6 +52,8 @@ def print_merged(result: MergeResult, labels: Sequence[str], *, verbose: bool) -
     touched, untouched = manifest.tensors["touched"], manifest.tensors["untouched"]
     click.echo(f"{'already merged' if result.already_there else 'merged'}: {result.output}")
     rows = combined_rows(manifest.recipe, labels)
+    if manifest.conflicts is not None:
+        rows.append(("get along", conflict_line(manifest.conflicts, labels)))
     rows.append(("tensors", f"{touched} touched, {untouched} untouched, 0 refused"))
     if manifest.formats:
         formats = ", ".join(f"{count} x {name}" for name, count in manifest.formats.items())

@@ -36,6 +36,14 @@ def print_table(rows: Sequence[tuple[str, str]]) -> None:
         click.echo(f"  {left:<{width}}  {right}")
 
 
+def print_columns(rows: Sequence[Sequence[str]]) -> None:
+    """A table: the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for first, *others in rows:
+        cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+        click.echo(f"  {first:<{widths[0]}}  {'  '.join(cells)}")
+
+
 def print_notes(notes: Sequence[str]) -> None:
     """What the user must read, on standard error."""
     for note in notes:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from remerge.adapters.adapter import Adapter
-from remerge.adapters.deltas import step_name
+from remerge.adapters.deltas import Changes, step_name
 from remerge.merging.merged import MergedCheckpoint
 from remerge.merging.recipe import Recipe
 from remerge.merging.tensor_plan import TensorPlan
@@ -77,7 +77,11 @@ class SideFile:
 
 @dataclass(frozen=True)
 class Plan:
-    """A merge before it is done; ``formats`` counts the base's quantised tensors by format."""
+    """A merge before it is done.
+
+    ``formats`` counts the base's quantised tensors by format; ``own`` is what each adapter alone
+    asks for.
+    """
 
     recipe: Recipe
     base: Checkpoint
@@ -89,6 +93,7 @@ class Plan:
     notes: tuple[str, ...]
     reproducible: str
     formats: Mapping[str, int]
+    own: tuple[Changes, ...] = ()
 
     @cached_property
     def plan_id(self) -> str:

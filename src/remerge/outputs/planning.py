@@ -232,6 +232,7 @@ def make_plan(inputs: Inputs, recipe: Recipe, max_memory: int) -> Plan:
         reproducible=(
             "same-stack" if any(map(decomposes, changes.tensors.values())) else "everywhere"
         ),
+        own=tuple(found),
     )
 
 
