@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+import remerge
 from tests.mergekit.compare import assert_close, assert_same, ours, theirs
 from tests.mergekit.models import Lora, Models, one_matrix, write_models
 from tests.mergekit.tool import Mergekit
@@ -88,6 +89,31 @@ def test_opposite_deltas(mergekit: Mergekit, tmp_path: Any) -> None:
     models = write_models(tmp_path, [Lora({"q_proj": 3}, seed=1), Lora({"q_proj": 3}, seed=1)])
     for method in ("ties", "dare_ties", "breadcrumbs_ties", "della"):
         assert_same(mergekit, models, method, weights=(0.5, -0.5))
+
+
+CANCELLING = (0.1, 0.2, -0.3)  # 5.6e-17, when they are added up
+
+
+@pytest.mark.parametrize("method", ["ties", "dare_ties", "della", "breadcrumbs_ties"])
+def test_weights_that_cancel_out(mergekit: Mergekit, three: Models, method: str) -> None:
+    """Nothing is divided by what rounding leaves: mergekit does so only by an exact zero, as that
+    of 2 + 4 - 6, and then not at all."""
+    found = ours(three, method, CANCELLING, normalize=True)
+    # Twenty times the weights, and exact; no two or one of them add up to 1.
+    mean = theirs(mergekit, three, method, (2.0, 4.0, -6.0), normalize=True)
+    total = theirs(mergekit, three, method, (2.0, 4.0, -6.0), normalize=False)
+    for name, tensor in found.items():
+        # A mean is the same of all multiples; a sum is twenty times ours.
+        cancel, base = mean[name] == total[name], three.tensors[name]
+        expected = torch.where(cancel, base + (total[name] - base) / 20, mean[name])
+        assert (tensor - expected).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("method", ["linear", "dare_linear", "della_linear", "breadcrumbs"])
+def test_no_mean_of_weights_that_cancel_out(three: Models, method: str) -> None:
+    asked = {} if method == "linear" else {"normalize": True}
+    with pytest.raises(remerge.UsageError, match="zero"):
+        ours(three, method, CANCELLING, **asked)
 
 
 @pytest.mark.parametrize("normalize", [None, True, False])

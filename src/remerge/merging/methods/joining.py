@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from remerge.errors import UsageError
-from remerge.merging.methods.signs import Majority, elect
+from remerge.merging.methods.signs import Majority, elect, rounding_of
 from remerge.merging.methods.weighted import weighted_sum
 
 
@@ -36,7 +36,7 @@ class Joining:
 
 def add_up(weights: Sequence[float], normalize: bool, factor: float, method: str) -> Joining:
     """Sums of all deltas; refuses to divide by weights that cancel out."""
-    if normalize and sum(weights) == 0.0:
+    if normalize and abs(sum(weights)) <= rounding_of(weights):
         raise UsageError(
             f"--method {method} --normalize divides by the sum of the weights, which is zero.",
             hint="Leave out --normalize for weights that cancel out.",

@@ -10,6 +10,7 @@ from __future__ import annotations
 from remerge.adapters.deltas import Delta
 from remerge.errors import UsageError
 from remerge.merging.methods.method import Joint, Method, Parameters
+from remerge.merging.methods.signs import rounding_of
 from remerge.merging.methods.weighted import add_weighted
 
 
@@ -19,7 +20,7 @@ class LinearParameters(Parameters):
 
 def _combine(joint: Joint, parameters: LinearParameters) -> tuple[Delta, ...]:
     total = sum(joint.weights)
-    if total == 0.0:
+    if abs(total) <= rounding_of(joint.weights):
         raise UsageError(
             "--method linear divides by the sum of the weights, which is zero.",
             hint="Use --method sum for weights that cancel out.",

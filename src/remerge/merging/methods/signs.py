@@ -10,6 +10,9 @@ import torch
 # Whether the larger sum of values wins, or the larger number of adapters (PEFT's names).
 Majority = Literal["total", "frequency"]
 
+# 0.1 + 0.2 - 0.3 is 5.6e-17: what is left of weights that cancel out, as a share of them.
+_ROUNDING = 1e-12
+
 
 def agreeing(deltas: torch.Tensor, majority: Majority) -> torch.Tensor:
     """Which deltas (adapters, ...) have the elected sign, as booleans; a tie elects plus, and a
@@ -23,7 +26,8 @@ def elect(
     deltas: torch.Tensor, weights: Sequence[float], majority: Majority, *, normalize: bool
 ) -> torch.Tensor:
     """``sum_i w_i delta_i`` over the adapters whose weighted delta has the elected sign; divided by
-    the sum of their weights if ``normalize``. ``deltas`` (adapters, rows, columns) are overwritten.
+    the sum of their weights if ``normalize``, where that is not zero. ``deltas`` (adapters, rows,
+    columns) are overwritten.
     """
     for delta, weight in zip(deltas, weights, strict=True):
         delta *= weight
@@ -34,7 +38,13 @@ def elect(
     divisor = torch.zeros_like(total)
     for mask, weight in zip(agree, weights, strict=True):
         divisor.add_(mask, alpha=weight)
-    return total.div_(divisor.masked_fill_(divisor == 0, 1.0))
+    nothing = divisor.abs() <= rounding_of(weights)
+    return total.div_(divisor.masked_fill_(nothing, 1.0))
+
+
+def rounding_of(weights: Sequence[float]) -> float:
+    """The largest size of a sum of such weights that is taken for zero."""
+    return _ROUNDING * sum(map(abs, weights))
 
 
 def added(deltas: torch.Tensor) -> torch.Tensor:
