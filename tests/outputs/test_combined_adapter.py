@@ -269,9 +269,27 @@ def test_what_is_no_product_is_decomposed(tmp_path: Path, case: str, rank: int |
     assert (missed / total > 0.05) if rank is None else (missed / total < 1e-5 or case == "gpt2")
 
 
-@pytest.mark.parametrize("method", ["svd", "tsv", "core_space", "knots"])
-def test_methods_on_factors_stay_products(tmp_path: Path, method: str):
+@pytest.mark.parametrize("method", ["slerp", "model_stock", "sce", "dare_linear", "consensus"])
+def test_of_full_rank_nothing_is_missed(tmp_path: Path, method: str):
     base, adapters = made(tmp_path, "llama")
+    asked: Any = {} if method != "dare_linear" else {"density": 0.5, "seed": 4}
+    options: Any = {"method": method, "parameters": asked}
+    direct = merged(base, adapters, tmp_path / "direct", **options)
+    options["parameters"] = {**asked, "svd_rank": 24}
+    manifest = remerge.combine(base, adapters, tmp_path / "new", **options).manifest
+    assert manifest.relative_error < 1e-6
+    check_same(merged(base, tmp_path / "new", tmp_path / "again"), direct, steps=16)
+
+
+@pytest.mark.parametrize("method", ["svd", "tsv", "core_space", "knots", "peft_linear"])
+def test_methods_on_factors_stay_products(tmp_path: Path, method: str):
+    if method == "peft_linear":
+        # PEFT adds up A and B apart, which takes equal ranks.
+        models.llama().save_pretrained(tmp_path / "base")
+        config = lora(4, 3, target_modules=["q_proj", "v_proj"])
+        base, adapters = tmp_path / "base", write(tmp_path / "base", tmp_path, [config, config])
+    else:
+        base, adapters = made(tmp_path, "llama")
     manifest = check_whole_way(base, adapters, tmp_path / "new", method=method)
     assert manifest.exact
     if method == "svd":

@@ -284,6 +284,7 @@ def _is_additive(change: Change) -> bool:
     """Whether the change is the same whatever the base holds, so that it need not be read."""
     return not change.whole_rows and all(
         isinstance(step, LowRank | Added | Factored)
-        or (isinstance(step, Combined) and step.additive and not step.joint.replacements)
+        # Kinds of their own may look at the base.
+        or (type(step) is Combined and step.additive and not step.joint.replacements)
         for step in change.steps
     )

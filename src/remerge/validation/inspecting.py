@@ -11,6 +11,7 @@ from typing import Any
 from remerge.adapters.adapter import Adapter, check_finite, is_adapter, open_adapter
 from remerge.adapters.deltas import step_name
 from remerge.adapters.families import DoesNotFit
+from remerge.artefacts.adapter_manifest import is_combined, read_adapter_manifest
 from remerge.artefacts.manifest import MANIFEST, read_manifest
 from remerge.errors import BadInput, Unsupported
 from remerge.merging.opening import plan_tensors, read_changes
@@ -67,7 +68,18 @@ def _remote_or_base(path: str | Path) -> Inspection:
 
 
 def _adapter(path: str, adapter: Adapter) -> Inspection:
-    return Inspection("adapter", path, _adapter_facts(adapter), notes=adapter.notes)
+    facts, notes = _adapter_facts(adapter), adapter.notes
+    if is_combined(adapter.path):
+        manifest = read_adapter_manifest(adapter.path)
+        facts |= {
+            "combines": [record.name for record in manifest.adapters],
+            "method": manifest.recipe.method,
+            "weights": list(manifest.recipe.weights),
+            "relative error": manifest.relative_error,
+            "merge key": manifest.merge_key,
+        }
+        notes = (*notes, *manifest.notes)
+    return Inspection("adapter", path, facts, notes=notes)
 
 
 def inspect_adapter(base: str | Path, adapter: str | Path) -> Inspection:
