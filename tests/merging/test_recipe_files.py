@@ -336,6 +336,16 @@ FILTERED = [{"filter": "mlp", "value": 1}, {"value": 0.5}]
         (mergekit("ties", *ONE, base_model="b", parameters={"rescale": True}), "rescale"),
         (mergekit("nuslerp", ("b+x", {"weight": 1}), ("b+y", {"weight": 1})), "whole weights"),
         (
+            mergekit(
+                "nuslerp",
+                *ONE,
+                ("b+y", {"weight": 1}),
+                base_model="b",
+                parameters={"nuslerp_flatten": False, "nuslerp_row_wise": True},
+            ),
+            "turns columns",
+        ),
+        (
             mergekit("linear", *ONE, ("b+y", {"weight": 1}), parameters={"normalize": False}),
             "scale the base",
         ),
@@ -360,7 +370,17 @@ def test_mergekit_cannot(recipe: dict[str, Any], said: str):
         (mergekit("ties", *ONE, base_model="b", parameters={"lamda": 1}), "Did you mean lambda"),
         (mergekit("ties", ("b+x", {"wait": 1}), base_model="b"), "models[1]: parameters: wait"),
         (mergekit("ties", ("b+x", {"weight": "x"}), base_model="b"), "weight 'x' is no number"),
+        (mergekit("ties", ("b+x", {"weight": True}), base_model="b"), "weight True is no number"),
         (mergekit("ties", *ONE, base_modell="b"), "Did you mean base_model"),
+        (
+            mergekit("task_arithmetic", *ONE, base_model="b", parameters={"lambda": "x"}),
+            "lambda 'x' is no number",
+        ),
+        (
+            mergekit("task_arithmetic", *ONE, base_model="b", parameters={"normalize": "false"}),
+            "normalize 'false' is neither",
+        ),
+        (mergekit("linear", *ONE, parameters={"normalize": "no"}), "normalize 'no' is neither"),
         ({"merge_method": "ties", "models": "b"}, "models 'b' is no list"),
         ({"merge_method": "ties", "models": [{}]}, "names no model"),
     ],
