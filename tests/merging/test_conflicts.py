@@ -345,6 +345,9 @@ def test_tensors_that_both_replace_are_named() -> None:
     assert "--prefer" in found.reasons[0]
     # Where the one is the base's own, nobody has to choose.
     assert not report_of(measure(head, lambda change, step: True, 1)).pairs[0].replaced
+    plain = only(head[0], adapter({"w": [product(SHAPE, 2, 1)]}))
+    assert plain.advice == "sum"
+    assert "replaces h whole" in plain.reasons[-1]
     rows = [
         adapter({"e": [ReplacedRows(factor(random(2, 37, s)), at)]})
         for s, at in ((1, (3, 5)), (2, (5, 9)), (3, (1, 2)))

@@ -112,6 +112,7 @@ def _pair(pair: Pair, measured: Measured) -> PairConflict:
         if (pair.one, pair.other) in {(clash.one, clash.other) for clash in clashes}
     )
     advice, reasons = _advice(overall, len(modules), replaced)
+    reasons = (*reasons, *_alone(pair, measured))
     return PairConflict(
         adapters=(pair.one + 1, pair.other + 1),
         advice=advice,
@@ -144,6 +145,22 @@ def _round(value: float | None) -> float | None:
 
 def _badness(pair: PairConflict) -> tuple[bool, float, tuple[int, int]]:
     return not pair.replaced, -(pair.overall.conflict or 0.0), pair.adapters
+
+
+def _alone(pair: Pair, measured: Measured) -> tuple[str, ...]:
+    """A sentence on what one of the two replaces whole and the other would have to run on."""
+    names = [
+        name
+        for name, adapters in measured.wholes.items()
+        if len({pair.one, pair.other} & adapters) == 1
+    ]
+    if not names:
+        return ()
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return (
+        f"One of them replaces {names[0]}{more} whole: the other would run on what it was not "
+        "trained with, which no figure here measures. Evaluate both tasks.",
+    )
 
 
 def _advice(

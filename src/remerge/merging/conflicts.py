@@ -29,10 +29,11 @@ from remerge.merging.samples import Grid, sampled
 @dataclass(frozen=True)
 class Measured:
     """All pairs of adapters; by name of the tensor every two that replace values of it by different
-    ones, and the adapters whose change of it could not be compared."""
+    ones, the adapters that replace it whole, and those whose change of it could not be compared."""
 
     pairs: tuple[Pair, ...]
     clashes: Mapping[str, tuple[Clash, ...]]
+    wholes: Mapping[str, frozenset[int]]
     skipped: Mapping[str, tuple[int, ...]]
     dora: bool
 
@@ -79,6 +80,7 @@ def measure(found: Sequence[Changes], is_copy: IsCopy, threads: int) -> Measured
     return Measured(
         pairs,
         {name: t.clashes for name, t in zip(names, tensors, strict=True) if t.clashes},
+        {name: adapters for name in names if (adapters := _replacing(found, name))},
         {name: t.skipped for name, t in zip(names, tensors, strict=True) if t.skipped},
         any(isinstance(s, Dora) for c in found for t in c.tensors.values() for s in t.steps),
     )
@@ -97,6 +99,16 @@ def _tensor(found: Sequence[Changes], is_copy: IsCopy, name: str) -> _Tensor:
     if others:
         _compare_samples(name, view, products, others, result)
     return result
+
+
+def _replacing(found: Sequence[Changes], name: str) -> frozenset[int]:
+    """The adapters that bring all of a tensor."""
+    return frozenset(
+        adapter
+        for adapter, changes in enumerate(found)
+        if name in changes.tensors
+        and any(isinstance(s, Replaced) and s.whole for s in changes.tensors[name].steps)
+    )
 
 
 def _clashes(changes: Mapping[int, Change], is_copy: IsCopy) -> tuple[Clash, ...]:

@@ -82,7 +82,8 @@ def directions(
 def _triangle(factor: torch.Tensor) -> torch.Tensor:
     """R of the thin QR, block by block: the factor's columns in an orthonormal basis."""
     found: torch.Tensor | None = None
-    for block in factor.split(_ROWS):
+    for first in range(0, factor.shape[0], _ROWS):
+        block = factor[first : first + _ROWS]
         stacked = block if found is None else torch.cat((found, block))
         found = _LINALG.qr(stacked, mode="r")[1]
     assert found is not None
