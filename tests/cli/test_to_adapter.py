@@ -90,6 +90,8 @@ def test_usage(pair: tuple[Path, Path, Path], tmp_path: Path):
     done = command("merge", *pair, *options)
     assert isinstance(done.exception, UsageError)
     assert "--requantize" in done.exception.what
+    done = command("merge", *pair, *options[:2], *options[4:], "--retention", "full")
+    assert done.exit_code == 2
     assert not list(tmp_path.iterdir())
 
 

@@ -16,15 +16,19 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
+    AutoModel,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     PreTrainedModel,
+    WhisperConfig,
+    WhisperModel,
 )
 
 import remerge
 from remerge.errors import BadInput, IntegrityError, NotReproduced, UsageError
 from tests import tiny
 from tests.adapters.lora import models
+from tests.merging import quantised
 
 EXPERTS = ["experts.gate_up_proj", "experts.down_proj", "gate.weight"]
 WEIGHTS = [0.7, -0.4]
@@ -213,6 +217,51 @@ def test_factors_in_sixteen_bits(tmp_path: Path, case: str, dtype: str):
         missed = float((again[name].double() - direct[name].double()).norm() / change.norm())
         assert record.relative_error == pytest.approx(missed, rel=1e-2)
         assert 1e-5 < missed < 1e-2
+
+
+def test_convolutions(tmp_path: Path):
+    torch.manual_seed(1)
+    sizes: dict[str, Any] = {
+        f"{side}_{what}": value
+        for side in ("encoder", "decoder")
+        for what, value in (("layers", 1), ("attention_heads", 2), ("ffn_dim", 24))
+    }
+    config = WhisperConfig(
+        d_model=16, vocab_size=60, num_mel_bins=8, pad_token_id=0, max_source_positions=20, **sizes
+    )
+    base = tmp_path / "base"
+    WhisperModel(config).save_pretrained(base)
+    configs = [
+        peft.LoraConfig(r=2, target_modules=["conv1", "conv2", "q_proj"]),
+        peft.LoraConfig(r=3, target_modules=["conv1"]),
+    ]
+    adapters = write(base, tmp_path, configs, AutoModel.from_pretrained)
+    remerge.combine(base, adapters, tmp_path / "new", weights=WEIGHTS)
+    direct = merged(base, adapters, tmp_path / "direct", weights=WEIGHTS)
+    check_same(merged(base, tmp_path / "new", tmp_path / "again"), direct)
+    state = in_peft(base, tmp_path / "new", AutoModel.from_pretrained).merge_and_unload()
+    wanted = dict(AutoModel.from_pretrained(tmp_path / "direct").state_dict())
+    check_same({name: state.state_dict()[name] for name in wanted}, wanted)
+
+
+@pytest.mark.parametrize("options", [{}, {"method": "ties", "parameters": {"svd_rank": 72}}])
+def test_on_a_quantised_base(tmp_path: Path, options: dict[str, Any]):
+    """What is decomposed is the change of the decoded values."""
+    quantised.write_plain(tmp_path / "plain")
+    base = tmp_path / "base"
+    quantised.quantise(
+        tmp_path / "plain", base, load_in_4bit=True, bnb_4bit_compute_dtype=torch.bfloat16
+    )
+    configs = [
+        lora(2, 3, target_modules=["q_proj", "lm_head"]),
+        lora(2, 3, target_modules=["k_proj"], use_dora=bool(options)),
+    ]
+    adapters = write(tmp_path / "plain", tmp_path, configs)
+    remerge.combine(base, adapters, tmp_path / "new", **options)
+    remerge.verify(tmp_path / "new")
+    plain = {k: v for k, v in options.items() if k != "parameters"}
+    direct = merged(base, adapters, tmp_path / "direct", **plain)
+    check_same(merged(base, tmp_path / "new", tmp_path / "again"), direct, steps=1)
 
 
 def test_one_adapter_twice_takes_its_rank_once(tmp_path: Path):

@@ -152,6 +152,8 @@ def command(
 
     labels = labels_of(asked.adapters)
     if asked.options.get("to") == "adapter":
+        if _is_given("retention"):
+            raise click.UsageError("--retention measures a checkpoint; leave it out.")
         _to_adapter(
             asked,
             labels,
@@ -243,14 +245,14 @@ def _asked(
     from remerge.merging.recipes.grammar import RecipeFile
 
     parameters = given_parameters(options)
-    context = click.get_current_context()
-    given = {
-        name: value
-        for name, value in options.items()
-        if context.get_parameter_source(name) is not ParameterSource.DEFAULT
-    }
+    given = {name: value for name, value in options.items() if _is_given(name)}
     if given.get("simulate") == "none":
         given["simulate"] = None
     base, adapters = (inputs[0], inputs[1:]) if len(inputs) > 1 else (None, inputs)
     written = RecipeFile() if recipe is None else remerge.read_recipe(recipe)
     return written.overridden(base, adapters, output, **given, parameters=parameters)
+
+
+def _is_given(option: str) -> bool:
+    source = click.get_current_context().get_parameter_source(option)
+    return source is not ParameterSource.DEFAULT

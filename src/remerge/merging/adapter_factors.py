@@ -53,6 +53,8 @@ class Pair:
     def padded(self, rank: int) -> Pair:
         """The same with directions of zero."""
         more = rank - self.rank
+        if not more:
+            return self
         left = torch.cat((self.left, self.left.new_zeros(self.left.shape[0], more)), 1)
         right = torch.cat((self.right, self.right.new_zeros(more, self.right.shape[1])))
         return Pair(left, right, self.missed)
@@ -233,11 +235,13 @@ def _needed(product: Product) -> int:
     """Peak bytes of finding a parameter's factors, and of holding them."""
     parameter, rank = product.parameter, product.rank
     height, width = parameter.view[0] // parameter.matrices, parameter.view[1]
-    held = 24 * parameter.matrices * rank * (height + width)
+    held = 8 * parameter.matrices * rank * (height + width)
     if product.exact:
-        return 4 * held if parameter.matrices == 1 else 2 * held
-    stack = held if parameter.form == "stack" else 0
-    return bytes_needed((height, width), rank) + _BLOCKS + stack
+        # Single factors, side by side, rounded, and what LAPACK makes of those of one matrix.
+        return 6 * held
+    return (
+        bytes_needed((height, width), rank) + _BLOCKS + (2 * held if parameter.matrices > 1 else 0)
+    )
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ from remerge.adapters.deltas import Factor, Load, LowRank, Prepared
 
 # Singular values below this share of the largest are rounding errors.
 _NEGLIGIBLE = 1e-12
+# Rows of a factor that are at hand at once; part of what the last bits depend on.
+_ROWS = 2**12
 
 
 @runtime_checkable
@@ -74,13 +76,24 @@ def norm(left: torch.Tensor, right: torch.Tensor) -> float:
     return float(((left.T @ left) * (right @ right.T)).sum().clamp(min=0.0).sqrt())
 
 
-def rounding(
-    exact: tuple[torch.Tensor, torch.Tensor], rounded: tuple[torch.Tensor, torch.Tensor]
-) -> float:
-    """``||L R - L' R'||``, as ``(L - L') R + L' (R - R')``: without cancellation."""
-    left, right = exact
-    near_left, near_right = (factor.to(torch.float64) for factor in rounded)
-    return norm(torch.cat((left - near_left, near_left), 1), torch.cat((right, right - near_right)))
+def rounding(left: torch.Tensor, right: torch.Tensor, dtype: torch.dtype) -> float:
+    """``||L R - L' R'||`` for both factors rounded to a dtype."""
+    # (L - L') R + L' (R - R'): no cancellation hides it.
+    across = _both(left, dtype, first=False)
+    along = _both(right.T, dtype, first=True)
+    return float((across * along).sum().clamp(min=0.0).sqrt())
+
+
+def _both(columns: torch.Tensor, dtype: torch.dtype, *, first: bool) -> torch.Tensor:
+    """The Gram matrix of [X, X - X'] (``first``) or of [X - X', X']."""
+    total = torch.zeros(2 * columns.shape[1], 2 * columns.shape[1], dtype=torch.float64)
+    for at in range(0, columns.shape[0], _ROWS):
+        rows = columns[at : at + _ROWS]
+        near = rows.to(dtype).to(torch.float64)
+        pair = (rows, rows - near) if first else (rows - near, near)
+        both = torch.cat(pair, 1)
+        total += both.T @ both
+    return total
 
 
 def _merged(

@@ -142,9 +142,7 @@ def _rounded(found: Found, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tens
 
 def _figures(found: Found, dtype: torch.dtype) -> Figures:
     parameter = found.product.parameter
-    lost = math.hypot(
-        *(rounding((p.left, p.right), (p.left.to(dtype), p.right.to(dtype))) for p in found.pairs)
-    )
+    lost = math.hypot(*(rounding(p.left, p.right, dtype) for p in found.pairs))
     return Figures(
         parameter.name,
         parameter.shape,
