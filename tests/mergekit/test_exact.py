@@ -50,8 +50,11 @@ def hundred(tmp_path_factory: Place) -> Models:
 
 @pytest.fixture(scope="module")
 def unequal(tmp_path_factory: Place) -> Models:
-    """Deltas a million times apart."""
-    loras = [Lora({"q_proj": 2, "v_proj": 3}, n, size=s) for n, s in enumerate((0.3, 3e-4, 2e-4))]
+    """Deltas a million times apart, with rows that only the small ones change."""
+    loras = [
+        Lora({"q_proj": 2, "v_proj": 3}, seed, size=size, rows_of_zeros=seed == 0)
+        for seed, size in enumerate((0.3, 3e-4, 2e-4))
+    ]
     return write_models(tmp_path_factory.mktemp("unequal"), loras)
 
 
@@ -193,9 +196,9 @@ def test_model_stock_of_unequal_deltas(mergekit: Mergekit, unequal: Models) -> N
 
 
 @pytest.mark.parametrize("t", [0.0, 0.3, 0.5, 1.0])
-@pytest.mark.parametrize("size", [0.05, 0.0001, 5.0])
+@pytest.mark.parametrize("size", [0.05, 0.0001, 0.5, 5.0])
 def test_slerp(mergekit: Mergekit, tmp_path: Any, size: float, t: float) -> None:
-    """Deltas as large as the base, far larger, and far smaller: there it is linear."""
+    """Deltas as large as the base, far larger, smaller, and far smaller: there it is linear."""
     models = write_models(tmp_path, THREE[:2], size=size)
     assert_same(mergekit, models, "slerp", t=t)
 

@@ -96,12 +96,20 @@ def test_share_of_dare(
 
 
 @BOTH
-def test_masks_are_independent(mergekit: Mergekit, apart: Models, who: str) -> None:
+def test_masks_are_independent(
+    mergekit: Mergekit, apart: Models, together: Models, who: str
+) -> None:
     """Of the layers, of the adapters, of the seeds, of neighbours in a row and in a column."""
     masks: list[torch.Tensor] = []
+    asked = {"density": 0.5, "rescale": "none"}
     for seed in (5, 6):
-        merged = by(who, mergekit)(apart, "dare_linear", seed=seed, density=0.5, rescale="none")
+        merged = by(who, mergekit)(apart, "dare_linear", seed=seed, **asked)
         masks += [kept(factors(apart, merged, n)[name]) for n, name in enumerate((Q, V))]
+    # Three adapters of one layer, one at a time: a weight of zero changes no mask.
+    for adapter in range(3):
+        alone = [float(adapter == other) for other in range(3)]
+        merged = by(who, mergekit)(together, "dare_linear", seed=7, weights=alone, **asked)
+        masks.append(kept(factors(together, merged, adapter)[Q]))
     for index, one in enumerate(masks):
         assert_share(one[:, 1:] == one[:, :-1], 0.5)
         assert_share(one[1:] == one[:-1], 0.5)

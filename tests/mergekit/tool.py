@@ -74,7 +74,7 @@ class Mergekit:
     def close(self) -> None:
         assert self._process.stdin is not None
         self._process.stdin.close()
-        self._process.wait(10)
+        self._process.wait(60)
 
 
 def mergekit_yaml(recipe: Path, output: Path) -> dict[str, torch.Tensor]:
