@@ -14,8 +14,10 @@ import torch
 # Keys of candidates that are held at once, of one search.
 _HELD = 2**18
 _LARGEST = 0x7F800000  # the key of infinity
-# So many that of 100 million values those of one bin can be held.
-_BINS = 2**16
+# A key's 31 bits in two parts. Bins of the high ones are so narrow (1/256 of a value) that of 100
+# million values those of one bin can nearly always be held.
+_LOW_BITS = 15
+_COARSE, _FINE = 2**16, 2**_LOW_BITS
 
 # Blocks of non-negative values (rows, n) in order, each with the position of its first column.
 Blocks = Callable[[], Iterator[tuple[int, torch.Tensor]]]
@@ -62,36 +64,41 @@ def keys_of(values: torch.Tensor) -> torch.Tensor:
 
 @dataclass
 class _Search:
-    """Where a cut lies so far: at the ``left``-th largest of the keys ``[low, high]``; ``left`` is
-    known once the values that are not zero are counted."""
+    """Where a cut lies so far. The first pass tells in which coarse bin (the high bits of a key);
+    the second holds what lies there, or counts the low bits of too many; the third finds the place
+    among equals. ``left`` is how many are still to be taken, from there down."""
 
     count: Count
-    left: int = -1
-    low: int = 1
-    high: int = _LARGEST
+    left: int = 0
+    coarse: int | None = None
+    key: int | None = None
     few: bool = False
     found: Cut | None = None
-    bins: torch.Tensor = field(default_factory=lambda: torch.zeros(_BINS, dtype=torch.int64))
+    zeros: int = 0
+    bins: torch.Tensor = field(default_factory=lambda: torch.zeros(_COARSE, dtype=torch.int64))
     held: list[tuple[torch.Tensor, torch.Tensor]] = field(
         default_factory=list[tuple[torch.Tensor, torch.Tensor]]
     )
 
     def see(self, keys: torch.Tensor, first: int) -> None:
-        if self.low == self.high:
-            self._count_equal(keys, first)
-            return
-        inside = (keys >= self.low) & (keys <= self.high)
-        if self.few:
-            where = inside.nonzero().flatten()
-            self.held.append((keys[where].cpu(), where.cpu() + first))
+        if self.key is not None:
+            self._count_equal(keys, first, self.key)
+        elif self.coarse is None:
+            self.bins += torch.bincount(keys >> _LOW_BITS, minlength=_COARSE).cpu()
+            self.zeros += keys.numel() - int(torch.count_nonzero(keys))
         else:
-            bins = (keys[inside] - self.low) // self._width
-            self.bins += torch.bincount(bins, minlength=_BINS).cpu()
+            where = ((keys >> _LOW_BITS) == self.coarse).nonzero().flatten()
+            inside = keys[where]
+            if self.few:
+                self.held.append((inside.cpu(), where.cpu() + first))
+            else:
+                low = inside & (_FINE - 1)
+                self.bins += torch.bincount(low, minlength=_FINE).cpu()
 
-    def _count_equal(self, keys: torch.Tensor, first: int) -> None:
-        where = (keys == self.low).nonzero().flatten()
-        if self.left <= len(where):
-            self.found = Cut(self.low, first + int(where[self.left - 1]))
+    def _count_equal(self, keys: torch.Tensor, first: int, key: int) -> None:
+        where = (keys == key).nonzero().flatten()
+        if 0 < self.left <= len(where):
+            self.found = Cut(key, first + int(where[self.left - 1]))
         self.left -= len(where)
 
     def close(self) -> None:
@@ -101,32 +108,35 @@ class _Search:
             order = torch.argsort(keys, descending=True, stable=True)
             last = order[self.left - 1]
             self.found = Cut(int(keys[last]), int(places[last]))
-        elif self.low != self.high:
-            self._narrow()
+        elif self.coarse is None:
+            self._choose_coarse()
+        elif self.key is None:
+            chosen, _ = self._descend()
+            self.key = (self.coarse << _LOW_BITS) + chosen
 
-    def _narrow(self) -> None:
+    def _choose_coarse(self) -> None:
+        self.bins[0] -= self.zeros
+        total = int(self.bins.sum())
+        self.left = self.count(total)
+        if self.left <= 0:
+            self.found = NOTHING
+        elif total <= self.left:
+            self.found = Cut(0, -1)
+        else:
+            self.coarse, inside = self._descend()
+            self.few = inside <= _HELD
+            self.bins = torch.zeros(_FINE, dtype=torch.int64)
+
+    def _descend(self) -> tuple[int, int]:
+        """The bin in which the last value to be taken lies, and how many lie in it; those of the
+        bins above are taken."""
         # Counted from the largest: the first bin with which there are enough.
         reached = self.bins.flip(0).cumsum(0)
-        total = int(reached[-1])
-        if self.left < 0:
-            self.left = self.count(total)
-        if self.left <= 0 or total <= self.left:
-            self.found = NOTHING if self.left <= 0 else Cut(self.low - 1, -1)
-            return
         place = int((reached >= self.left).to(torch.int8).argmax())
-        chosen, width = _BINS - 1 - place, self._width
-        start, inside = self.low + chosen * width, int(self.bins[chosen])
-        if int(reached[place]) == self.left:
-            self.found = Cut(start - 1, -1)
-            return
+        chosen = len(self.bins) - 1 - place
+        inside = int(self.bins[chosen])
         self.left -= int(reached[place]) - inside
-        self.low, self.high = start, min(start + width - 1, self.high)
-        self.few = inside <= _HELD and self.low != self.high
-        self.bins.zero_()
-
-    @property
-    def _width(self) -> int:
-        return -(-(self.high - self.low + 1) // _BINS)
+        return chosen, inside
 
 
 def largest(blocks: Blocks, wanted: Sequence[tuple[int, Count]]) -> list[Cut]:
@@ -134,7 +144,7 @@ def largest(blocks: Blocks, wanted: Sequence[tuple[int, Count]]) -> list[Cut]:
 
     Values of zero are worth no place: where fewer others are left, the cut takes all of those. One
     pass bounds where a cut lies by a histogram, another finds it among the candidates; more only
-    where more of them fall into one bin of 65,536 than are held at once.
+    where more of them fall into one bin than are held at once, and never more than three.
     """
     searches = [(row, _Search(count)) for row, count in wanted]
     while any(search.found is None for _, search in searches):
