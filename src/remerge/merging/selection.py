@@ -18,8 +18,10 @@ _LARGEST = 0x7F800000  # the key of infinity
 # million values those of one bin can nearly always be held.
 _LOW_BITS = 15
 _COARSE, _FINE = 2**16, 2**_LOW_BITS
+# Keys that are counted at once: many more than there are bins to add up.
+_AT_ONCE = 2**19
 
-# Blocks of non-negative values (rows, n) in order, each with the position of its first column.
+# Blocks of values (rows, n) in order, each with the position of its first column.
 Blocks = Callable[[], Iterator[tuple[int, torch.Tensor]]]
 
 # How many values are to be taken, of so many that are not zero.
@@ -42,15 +44,20 @@ class Cut:
         return self.key > _LARGEST
 
     def taken(self, values: torch.Tensor, first: int) -> torch.Tensor:
-        """Which of these non-negative values, from position ``first`` on, are among the largest."""
+        """Which of these values, by their magnitudes and from position ``first`` on, are among the
+        largest."""
+        return ~self.left_out(values, first)
+
+    def left_out(self, values: torch.Tensor, first: int) -> torch.Tensor:
+        """Which of these values are not."""
         keys = keys_of(values)
-        above = keys > self.key
-        equal = keys == self.key
-        if self.last >= first and bool(equal.any()):
-            flat = equal.reshape(-1)
-            early = torch.arange(flat.numel(), device=flat.device) <= self.last - first
-            above |= (flat & early).reshape(above.shape)
-        return above
+        if first + keys.numel() - 1 <= self.last:
+            return keys < self.key
+        below = keys <= self.key
+        if self.last >= first:
+            early = torch.arange(keys.numel(), device=keys.device) <= self.last - first
+            below &= (keys != self.key) | ~early.view(keys.shape)
+        return below
 
 
 EVERYTHING = Cut(-1, -1)
@@ -58,8 +65,8 @@ NOTHING = Cut(_LARGEST + 1, -1)
 
 
 def keys_of(values: torch.Tensor) -> torch.Tensor:
-    """Integers (int32) that order non-negative values as float32 does."""
-    return values.to(torch.float32).view(torch.int32)
+    """Integers (int32) that order magnitudes as float32 does."""
+    return values.to(torch.float32, copy=True).abs_().view(torch.int32)
 
 
 @dataclass
@@ -76,6 +83,7 @@ class _Search:
     found: Cut | None = None
     zeros: int = 0
     bins: torch.Tensor = field(default_factory=lambda: torch.zeros(_COARSE, dtype=torch.int64))
+    waiting: list[torch.Tensor] = field(default_factory=list[torch.Tensor])
     held: list[tuple[torch.Tensor, torch.Tensor]] = field(
         default_factory=list[tuple[torch.Tensor, torch.Tensor]]
     )
@@ -84,8 +92,10 @@ class _Search:
         if self.key is not None:
             self._count_equal(keys, first, self.key)
         elif self.coarse is None:
-            self.bins += torch.bincount(keys >> _LOW_BITS, minlength=_COARSE).cpu()
+            self.waiting.append(keys >> _LOW_BITS)
             self.zeros += keys.numel() - int(torch.count_nonzero(keys))
+            if sum(map(len, self.waiting)) >= _AT_ONCE:
+                self._count_waiting()
         else:
             where = ((keys >> _LOW_BITS) == self.coarse).nonzero().flatten()
             inside = keys[where]
@@ -94,6 +104,12 @@ class _Search:
             else:
                 low = inside & (_FINE - 1)
                 self.bins += torch.bincount(low, minlength=_FINE).cpu()
+
+    def _count_waiting(self) -> None:
+        if self.waiting:
+            found = torch.bincount(torch.cat(self.waiting), minlength=_COARSE)
+            self.bins += found.cpu()
+            self.waiting.clear()
 
     def _count_equal(self, keys: torch.Tensor, first: int, key: int) -> None:
         where = (keys == key).nonzero().flatten()
@@ -115,6 +131,7 @@ class _Search:
             self.key = (self.coarse << _LOW_BITS) + chosen
 
     def _choose_coarse(self) -> None:
+        self._count_waiting()
         self.bins[0] -= self.zeros
         total = int(self.bins.sum())
         self.left = self.count(total)

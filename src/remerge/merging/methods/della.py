@@ -116,7 +116,7 @@ def _chances(delta: torch.Tensor, density: float, epsilon: float) -> torch.Tenso
     columns = delta.shape[1]
     if columns == 1:
         return torch.full_like(delta, density)
-    order = torch.argsort(keys_of(delta.abs()), dim=1, descending=True, stable=True)
+    order = torch.argsort(keys_of(delta), dim=1, descending=True, stable=True)
     ranks = torch.arange(columns - 1, -1, -1, dtype=delta.dtype, device=delta.device)
     by_rank = ranks.mul_(2 * epsilon / (columns - 1)).add_(density - epsilon)
     return torch.empty_like(delta).scatter_(1, order, by_rank.expand_as(delta))

@@ -117,7 +117,7 @@ class Knots:
 
         def blocks() -> Iterator[tuple[int, torch.Tensor]]:
             for first, values in self._aligned(prepared, load):
-                yield first, values.abs_().flatten(1)
+                yield first, values.flatten(1)
 
         found = largest(blocks, [(i, _always(count)) for i, count in enumerate(asked)])
         return {"cuts": torch.tensor([[cut.key, cut.last] for cut in found], dtype=torch.int64)}
@@ -143,7 +143,7 @@ class Knots:
         for first, values in self._aligned(prepared, reader()):
             for delta, cut in zip(values, self._cuts_of(prepared), strict=True):
                 if not cut.is_everything:
-                    delta *= cut.taken(delta.abs(), first)
+                    delta *= cut.taken(delta, first)
             found.append(mean_of_agreeing(values, weights))
         return torch.cat(found)
 

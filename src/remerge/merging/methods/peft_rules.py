@@ -77,7 +77,7 @@ class PeftRule:
                 drawn = uniform(self.seed, adapter, key, first, matrix.numel())
                 matrix *= (drawn.view(matrix.shape) < share) / share
             elif not cut.is_everything:
-                matrix *= cut.taken(matrix.abs(), first)
+                matrix *= cut.taken(matrix, first)
         if self.elects:
             return mean_of_agreeing(values, weights, self.majority)
         return weighted_total(values, weights)

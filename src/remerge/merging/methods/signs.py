@@ -17,9 +17,7 @@ _ROUNDING = 1e-12
 def agreeing(deltas: torch.Tensor, majority: Majority) -> torch.Tensor:
     """Which deltas (adapters, ...) have the elected sign, as booleans; a tie elects plus, and a
     delta of zero agrees with neither."""
-    votes = added(deltas.sign() if majority == "frequency" else deltas)
-    plus = votes >= 0
-    return torch.where(plus, deltas > 0, deltas < 0)
+    return deltas.sign() == elected(deltas, majority)
 
 
 def elect(
@@ -30,16 +28,32 @@ def elect(
     columns) are overwritten.
     """
     for delta, weight in zip(deltas, weights, strict=True):
-        delta *= weight
-    agree = agreeing(deltas, majority)
-    total = added(deltas.mul_(agree))
+        if weight != 1.0:
+            delta *= weight
+    # Turned to the elected sign, what agrees is positive.
+    signs = elected(deltas, majority)
+    deltas.mul_(signs).clamp_(min=0.0)
+    total = added(deltas).mul_(signs)
     if not normalize:
         return total
-    divisor = torch.zeros_like(total)
-    for mask, weight in zip(agree, weights, strict=True):
-        divisor.add_(mask, alpha=weight)
+    divisor = weighted_counts(deltas, weights)
     nothing = divisor.abs() <= rounding_of(weights)
     return total.div_(divisor.masked_fill_(nothing, 1.0))
+
+
+def elected(deltas: torch.Tensor, majority: Majority) -> torch.Tensor:
+    """The elected sign of every value, 1 or -1; a tie elects plus."""
+    votes = added(deltas.sign() if majority == "frequency" else deltas)
+    return torch.where(votes >= 0, 1.0, -1.0).to(deltas.dtype)
+
+
+def weighted_counts(kept: torch.Tensor, weights: Sequence[float]) -> torch.Tensor:
+    """The sum of the weights of the deltas that are not zero, of values that are not negative and
+    are overwritten."""
+    total = torch.zeros_like(kept[0])
+    for mask, weight in zip(kept.sign_(), weights, strict=True):
+        total.add_(mask, alpha=weight)
+    return total
 
 
 def rounding_of(weights: Sequence[float]) -> float:

@@ -49,8 +49,7 @@ def keep_largest(
         if cut.is_nothing:
             delta.zero_()
         elif not cut.is_everything:
-            taken = cut.taken(delta.abs(), position(window, columns))
-            delta.masked_fill_(~taken, 0.0)
+            delta.masked_fill_(cut.left_out(delta, position(window, columns)), 0.0)
     return deltas
 
 
@@ -72,7 +71,7 @@ def _find(members: Sequence[Deltas], shares: Sequence[Share]) -> list[Cut]:
         start = 0
         for member in members:
             for window, values in member.blocks():
-                yield start + window.rows.start * member.shape[2], values.abs_().flatten(1)
+                yield start + window.rows.start * member.shape[2], values.flatten(1)
             start += member.elements
 
     left = [number for number in range(len(shares)) if number not in found]
