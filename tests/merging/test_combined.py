@@ -16,7 +16,11 @@ from peft import LoraConfig, OFTConfig
 from safetensors.torch import load_file, save_file
 
 import remerge
+from remerge.adapters.deltas import Change, Factor, LowRank, ReplacedRows, Window
 from remerge.merging import combined
+from remerge.merging.methods.method import Joint, Term
+from remerge.merging.methods.weighted import Weighted
+from remerge.merging.scope import Scope
 from tests import tiny
 from tests.adapters.tuners import against_peft
 from tests.merging import adapted
@@ -196,7 +200,9 @@ def test_rotations_are_combined_as_what_they_do_to_the_base(llama: Path):
 
 
 @pytest.mark.parametrize("method", ["ties", "della", "sce", "dare_ties", "consensus"])
-def test_rotated_blocks_of_rows_by_any_rows(llama: Path, method: str):
+def test_rotated_blocks_of_rows_by_any_rows(
+    llama: Path, method: str, monkeypatch: pytest.MonkeyPatch
+):
     base = against_peft.base_of("llama")
     density = {"density": 0.6} if method in ("ties", "della", "dare_ties") else {}
     options: dict[str, Any] = {"method": method, "parameters": density}
@@ -206,6 +212,10 @@ def test_rotated_blocks_of_rows_by_any_rows(llama: Path, method: str):
         for name in (QUERY, "model.layers.0.mlp.down_proj.weight"):
             rows = [merged[name][row : row + 1].double() for row in range(len(merged[name]))]
             np.testing.assert_allclose(torch.cat(rows), whole[name], rtol=1e-6, atol=1e-8)
+    # One row at a time, where a block needs four.
+    monkeypatch.setattr(combined, "_ELEMENTS", 50)
+    for name, values in read(llama, "oft", "saved", **options).items():
+        np.testing.assert_allclose(values, whole[name], rtol=1e-6, atol=1e-8)
 
 
 @pytest.mark.parametrize("method", ["sum", "ties", "dare_linear", "slerp", "model_stock"])
@@ -270,6 +280,38 @@ def test_replaced_values_alone_keep_their_bits(llama: Path, tmp_path: Path, meth
     assert torch.equal(head.view(torch.int32), expected.view(torch.int32))
     assert torch.signbit(head.view(-1)[::5]).all()
     assert torch.signbit(rows[3]).any()
+
+
+def test_replaced_values_keep_their_bits_where_the_method_changes_nothing(
+    llama: Path, tmp_path: Path
+):
+    shutil.copytree(llama / "saved", tmp_path / "saved")
+    file = tmp_path / "saved" / "adapter_model.safetensors"
+    tensors = load_file(file)
+    key = next(key for key in tensors if key.endswith("lm_head.weight"))
+    tensors[key].view(-1)[::5] = -0.0
+    save_file(tensors, file)
+    # Two deltas of which one is zero are at right angles: Model Stock stays where it is.
+    paths = [tmp_path / "saved", llama / "head"]
+    with remerge.open_merged(against_peft.base_of("llama"), paths, method="model_stock") as merged:
+        assert torch.equal(merged[HEAD][...].view(torch.int32), tensors[key].view(torch.int32))
+
+
+def test_a_delta_is_zero_in_rows_that_its_adapter_replaces():
+    def factor(values: torch.Tensor) -> Factor:
+        return Factor((values.shape[0], values.shape[1]), lambda: values.double())
+
+    left, right, rows = torch.rand(5, 2) + 1, torch.rand(2, 3) + 1, torch.rand(2, 3)
+    steps = (LowRank(factor(left), factor(right), 1.0), ReplacedRows(factor(rows), (1, 4)))
+    change = Change("w", (5, 3), "F32", (5, 3), steps)
+    term = Term.of(0, 1.0, change)
+    joint = Joint("w", (5, 3), "F32", (term,), (steps[1],), (change,), Scope())
+    step = combined.Combined(joint, Weighted("sum", (1.0,)))
+    tile = torch.full((4, 3), 2.0, dtype=torch.float64)
+    step.apply(tile, Window(range(1, 5), range(3)), lambda f: f.read(), {})
+    expected = torch.full((5, 3), 2.0) + left @ right
+    expected[[1, 4]] = rows
+    np.testing.assert_allclose(tile, expected[1:], rtol=1e-6)
 
 
 def test_an_adapter_of_weight_zero_replaces_nothing(llama: Path):

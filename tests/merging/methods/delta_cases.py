@@ -54,8 +54,8 @@ class Case:
             return {name: merged[name][...].numpy() for name in merged}
 
 
-def write(place: Path, dtype: torch.dtype = torch.float64) -> Case:
-    """The case in a new directory."""
+def write(place: Path, dtype: torch.dtype = torch.float64, *, equal: bool = False) -> Case:
+    """The case in a new directory; ``equal``: of few values, most of them several times."""
     rng = np.random.default_rng(11)
     base = {name: rng.standard_normal(shape) * 0.3 for name, shape in SHAPES.items()}
     wide = {name: torch.from_numpy(v).to(dtype) for name, v in base.items()}
@@ -65,9 +65,9 @@ def write(place: Path, dtype: torch.dtype = torch.float64) -> Case:
     config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
     (place / "base" / "config.json").write_text(json.dumps(config))
     deltas = (
-        _adapter(place / "adapter0", base, [K, Q, V], 4, rng),
+        _adapter(place / "adapter0", base, [K, Q, V], 4, rng, equal=equal),
         _adapter(place / "adapter1", base, [Q, V, COLUMN], 3, rng, dora=True),
-        _adapter(place / "adapter2", base, [K], 2, rng, rslora=True, bias=True),
+        _adapter(place / "adapter2", base, [K], 4, rng, rslora=True, bias=True, equal=equal),
     )
     return Case(place, base, deltas)
 
@@ -82,14 +82,20 @@ def _adapter(
     bias: bool = False,
     dora: bool = False,
     rslora: bool = False,
+    equal: bool = False,
 ) -> Full:
+    def draw(*shape: int) -> np.ndarray:
+        if equal:
+            return rng.integers(-1, 2, shape).astype(np.float64)
+        return rng.standard_normal(shape)
+
     scale = 1.5 / (math.sqrt(rank) if rslora else rank)
     tensors: dict[str, np.ndarray] = {}
     deltas: Full = {}
     for name in targets:
         key = "base_model.model." + name.removesuffix(".weight")
         rows, columns = SHAPES[name]
-        b, a = rng.standard_normal((rows, rank)), rng.standard_normal((rank, columns))
+        b, a = draw(rows, rank), draw(rank, columns)
         tensors |= {f"{key}.lora_A.weight": a, f"{key}.lora_B.weight": b}
         deltas[name] = scale * b @ a
         if dora:
@@ -99,7 +105,7 @@ def _adapter(
             norm = np.linalg.norm(whole, axis=1)
             deltas[name] = (magnitude / norm)[:, None] * whole - base[name]
         if bias:
-            values = rng.standard_normal(rows)
+            values = draw(rows)
             tensors[f"{key}.lora_B.bias"] = values
             deltas[name.removesuffix("weight") + "bias"] = scale * values
     path.mkdir()

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import remerge
+from remerge.merging import combined
 from remerge.merging.draws import uniform
 from tests.merging.methods import delta_cases
 from tests.merging.methods.delta_cases import NORM, SHAPES, Case, K, Q, V
@@ -85,6 +86,14 @@ def test_della(case: Case, density: Any, rescale: str, elects: bool):
         if elects:
             change = delta_cases.elect(kept, WEIGHTS, normalize=True)
         delta_cases.assert_close(merged[name], case.base[name] + change, name)
+
+
+def test_a_vector_is_ranked_whole(case: Case, monkeypatch: pytest.MonkeyPatch):
+    options: dict[str, Any] = {"parameters": {"density": 0.5, "epsilon": 0.4}}
+    whole = case.merged("della", **options)
+    monkeypatch.setattr(combined, "_ELEMENTS", 10)
+    for name, values in case.merged("della", **options).items():
+        delta_cases.assert_close(values, whole[name], name)
 
 
 def kept_of(case: Case, method: str, seed: int, **parameters: Any) -> np.ndarray:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 import remerge
+from remerge.merging import combined
 from tests.merging.methods import delta_cases
 from tests.merging.methods.delta_cases import BIAS, COLUMN, NORM, SHAPES, Case, Full, Q, V
 
@@ -152,6 +154,23 @@ def test_a_threshold_over_the_model_whichever_tensor_is_read_first(case: Case, m
             np.testing.assert_array_equal(merged[first][...].numpy(), whole[first])
 
 
+@pytest.mark.parametrize("scope", ["tensor", "model"])
+@pytest.mark.parametrize("elements", [2**18, 97])
+def test_of_equal_values_the_first_stay(
+    tmp_path: Path, scope: str, elements: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(combined, "_ELEMENTS", elements)
+    equal = delta_cases.write(tmp_path / "equal", equal=True)
+    for density in (0.15, 0.4):
+        parameters = {"density": density, "scope": scope}
+        merged = equal.merged("magnitude_prune", weights=WEIGHTS, parameters=parameters)
+
+        def keep(_: int, sizes: np.ndarray, share: float = density) -> np.ndarray:
+            return delta_cases.largest(sizes, int(share * sizes.size))
+
+        check(equal, trimmed(equal, scope, keep), merged, weighted)
+
+
 @pytest.mark.parametrize(
     ("method", "parameters", "words"),
     [
@@ -174,12 +193,10 @@ def test_weights_that_cancel_out_are_no_divisor(case: Case):
 
 
 def test_nothing_is_measured_where_all_stays(case: Case, monkeypatch: pytest.MonkeyPatch):
-    from remerge.merging.combined import Deltas
-
-    def refuse(_: Deltas) -> Any:
+    def refuse(_: combined.Deltas) -> Any:
         raise AssertionError("a pass over the deltas")
 
-    monkeypatch.setattr(Deltas, "blocks", refuse)
+    monkeypatch.setattr(combined.Deltas, "blocks", refuse)
     case.merged("ties", parameters={"density": 1.0})
     case.merged("magnitude_prune", parameters={"density": 1.0, "scope": "model"})
     case.merged("breadcrumbs", parameters={"density": 1.0})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 
 import remerge
 from tests.merging.methods import delta_cases
-from tests.merging.methods.delta_cases import BIAS, COLUMN, NORM, SHAPES, Case, Q
+from tests.merging.methods.delta_cases import BIAS, COLUMN, NORM, SHAPES, Case, K, Q
 
 CHANGED = sorted(set(SHAPES) - {NORM})
 
@@ -39,6 +40,24 @@ def test_sce(case: Case, share: float):
     for name in CHANGED:
         expected = case.base[name] + sce(case.stack(name), share)
         delta_cases.assert_close(merged[name], expected, name)
+
+
+def test_sce_of_small_adapters_weighs_them_alike(tmp_path: Path):
+    """mergekit's bound: below 1e-6 mean squares tell nothing, though they differ."""
+    small = delta_cases.write(tmp_path / "small")
+    for adapter in (0, 2):
+        config = small.place / f"adapter{adapter}" / "adapter_config.json"
+        config.write_text(config.read_text().replace('"lora_alpha": 1.5', '"lora_alpha": 1.5e-4'))
+    deltas = small.stack(K) * 1e-4
+    squares = np.square(deltas).reshape(3, -1).mean(1)
+    assert 0 < squares.sum() < 1e-6 and squares.max() > 2 * squares[squares > 0].min()
+    merged = small.merged("sce")
+    delta_cases.assert_close(merged[K], small.base[K] + sce(deltas, 1.0), K)
+    shares = squares / squares.sum()
+    agree = np.sign(deltas) == np.where(deltas.sum(0) >= 0, 1, -1)
+    column = shares[:, None, None] * agree
+    unequal = (deltas * column).sum(0) / np.maximum(column.sum(0), 1e-6)
+    assert np.abs(merged[K] - small.base[K] - unequal).max() > 1e-6
 
 
 def rows_of(values: np.ndarray) -> np.ndarray:
@@ -105,11 +124,11 @@ def test_slerp(case: Case, t: float):
     assert t in (0, 1) or turned >= 3
 
 
-def test_slerp_of_small_deltas_is_a_line(case: Case, tmp_path: Any):
+def test_slerp_of_small_deltas_is_a_line(tmp_path: Path):
     """Their merged tensors point the same way, though the deltas do not."""
     small = delta_cases.write(tmp_path / "small")
     for adapter in small.adapters[:1]:
-        config = adapter / "adapter_config.json"  # type: ignore[operator]
+        config = Path(adapter) / "adapter_config.json"
         config.write_text(config.read_text().replace('"lora_alpha": 1.5', '"lora_alpha": 0.015'))
     same = [small.adapters[0], small.adapters[0]]
     with remerge.open_merged(
