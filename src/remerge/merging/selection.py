@@ -19,7 +19,7 @@ _LARGEST = 0x7F800000  # the key of infinity
 _LOW_BITS = 15
 _COARSE, _FINE = 2**16, 2**_LOW_BITS
 # Keys that are counted at once: many more than there are bins to add up.
-_AT_ONCE = 2**19
+_AT_ONCE = 2**18
 
 # Blocks of values (rows, n) in order, each with the position of its first column.
 Blocks = Callable[[], Iterator[tuple[int, torch.Tensor]]]
@@ -83,33 +83,43 @@ class _Search:
     found: Cut | None = None
     zeros: int = 0
     bins: torch.Tensor = field(default_factory=lambda: torch.zeros(_COARSE, dtype=torch.int64))
-    waiting: list[torch.Tensor] = field(default_factory=list[torch.Tensor])
-    held: list[tuple[torch.Tensor, torch.Tensor]] = field(
-        default_factory=list[tuple[torch.Tensor, torch.Tensor]]
-    )
+    # Whole buffers: small pieces that stay between large ones would keep memory from being reused.
+    waiting: torch.Tensor = field(default_factory=lambda: torch.empty(_AT_ONCE, dtype=torch.int32))
+    filled: int = 0
+    keys: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int32))
+    places: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
 
     def see(self, keys: torch.Tensor, first: int) -> None:
         if self.key is not None:
             self._count_equal(keys, first, self.key)
         elif self.coarse is None:
-            self.waiting.append(keys >> _LOW_BITS)
+            self._wait(keys >> _LOW_BITS)
             self.zeros += keys.numel() - int(torch.count_nonzero(keys))
-            if sum(map(len, self.waiting)) >= _AT_ONCE:
-                self._count_waiting()
         else:
             where = ((keys >> _LOW_BITS) == self.coarse).nonzero().flatten()
             inside = keys[where]
             if self.few:
-                self.held.append((inside.cpu(), where.cpu() + first))
+                self._hold(inside, where + first)
             else:
                 low = inside & (_FINE - 1)
                 self.bins += torch.bincount(low, minlength=_FINE).cpu()
 
+    def _wait(self, coarse: torch.Tensor) -> None:
+        """Gather coarse keys until there are enough to be counted."""
+        for part in coarse.split(_AT_ONCE):
+            if self.filled + len(part) > _AT_ONCE:
+                self._count_waiting()
+            self.waiting[self.filled : self.filled + len(part)] = part
+            self.filled += len(part)
+
     def _count_waiting(self) -> None:
-        if self.waiting:
-            found = torch.bincount(torch.cat(self.waiting), minlength=_COARSE)
-            self.bins += found.cpu()
-            self.waiting.clear()
+        self.bins += torch.bincount(self.waiting[: self.filled], minlength=_COARSE)
+        self.filled = 0
+
+    def _hold(self, keys: torch.Tensor, places: torch.Tensor) -> None:
+        stop = self.filled + len(keys)
+        self.keys[self.filled : stop], self.places[self.filled : stop] = keys, places
+        self.filled = stop
 
     def _count_equal(self, keys: torch.Tensor, first: int, key: int) -> None:
         where = (keys == key).nonzero().flatten()
@@ -120,10 +130,9 @@ class _Search:
     def close(self) -> None:
         """After a pass: the cut, or a narrower place for it."""
         if self.few:
-            keys, places = (torch.cat(parts) for parts in zip(*self.held, strict=True))
-            order = torch.argsort(keys, descending=True, stable=True)
+            order = torch.argsort(self.keys, descending=True, stable=True)
             last = order[self.left - 1]
-            self.found = Cut(int(keys[last]), int(places[last]))
+            self.found = Cut(int(self.keys[last]), int(self.places[last]))
         elif self.coarse is None:
             self._choose_coarse()
         elif self.key is None:
@@ -142,6 +151,9 @@ class _Search:
         else:
             self.coarse, inside = self._descend()
             self.few = inside <= _HELD
+            if self.few:
+                self.keys = torch.empty(inside, dtype=torch.int32)
+                self.places = torch.empty(inside, dtype=torch.int64)
             self.bins = torch.zeros(_FINE, dtype=torch.int64)
 
     def _descend(self) -> tuple[int, int]:
