@@ -106,7 +106,8 @@ class _Search:
 
     def _wait(self, coarse: torch.Tensor) -> None:
         """Gather coarse keys until there are enough to be counted."""
-        for part in coarse.split(_AT_ONCE):
+        for first in range(0, len(coarse), _AT_ONCE):
+            part = coarse[first : first + _AT_ONCE]
             if self.filled + len(part) > _AT_ONCE:
                 self._count_waiting()
             self.waiting[self.filled : self.filled + len(part)] = part
