@@ -56,7 +56,7 @@ class Case:
         return dict(self.auto.from_pretrained(self.base).state_dict())
 
 
-def llama(place: Path, configs: Sequence[dict[str, Any]]) -> Case:
+def llama(place: Path, configs: Sequence[dict[str, Any]], *, tied: bool = False) -> Case:
     config = LlamaConfig(
         vocab_size=47,
         hidden_size=24,
@@ -64,7 +64,7 @@ def llama(place: Path, configs: Sequence[dict[str, Any]]) -> Case:
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
-        tie_word_embeddings=False,
+        tie_word_embeddings=tied,
     )
     return _made(place, AutoModelForCausalLM, config, configs)
 

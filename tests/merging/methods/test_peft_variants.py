@@ -99,6 +99,16 @@ def test_transposed_layers_and_convolutions(tmp_path: Path, make: Any, configs: 
     check(make(tmp_path, configs), kinds, [-0.7, 0.4])
 
 
+def test_a_tied_tensor_is_two_layers(tmp_path: Path) -> None:
+    """PEFT combines the embedding's factors and the head's apart."""
+    configs = [
+        {"r": 3, "target_modules": targets}
+        for targets in (["embed_tokens"], ["lm_head", "q_proj"], ["embed_tokens", "lm_head"])
+    ]
+    kinds = [*ELEMENTWISE, FULL[0], *PRECISE]
+    check(llama(tmp_path, configs, tied=True), kinds, [0.7, -0.4, 1.2])
+
+
 def test_mixed_ranks(tmp_path: Path) -> None:
     case = llama(tmp_path, MIXED)
     check(case, [*PRECISE, *FULL], [0.7, 0.2, -1.2])

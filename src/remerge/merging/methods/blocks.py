@@ -163,7 +163,7 @@ def pieces(length: int, width: int) -> Iterator[range]:
 
 
 def blocks_of(joint: Joint, method: str) -> tuple[tuple[Block, ...], tuple[Delta, ...]]:
-    """The blocks of a tensor, and its other steps: biases, already weighted.
+    """The blocks of a tensor, layer by layer, and its other steps: biases, already weighted.
 
     Raises `Unsupported` for a delta that is no product of factors, and where one adapter both
     replaces rows and adds to others.
@@ -181,7 +181,9 @@ def blocks_of(joint: Joint, method: str) -> tuple[tuple[Block, ...], tuple[Delta
             else:
                 assert isinstance(step, Added)
                 others.append(replace(step, scale=step.scale * term.weight))
-    return grouped(joint.tensor, parts), tuple(others)
+    # A tied tensor is two layers: the embedding, whose factors are turned, and the head.
+    layers = ([part for part in parts if part.step.turned is turned] for turned in (False, True))
+    return tuple(b for layer in layers for b in grouped(joint.tensor, layer)), tuple(others)
 
 
 def grouped(tensor: str, parts: Sequence[Part]) -> tuple[Block, ...]:
