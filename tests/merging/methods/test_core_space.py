@@ -85,6 +85,19 @@ def test_copies_of_one_adapter_are_it(
     close(total(CORE_SPACE, joint, within="ties"), s * b @ a, 1e-9)
 
 
+@settings(max_examples=60, deadline=None)
+@given(case=products(), first=st.booleans())
+def test_an_adapter_of_zero_elects_nothing(
+    case: tuple[list[np.ndarray], list[np.ndarray], list[float]], first: bool
+) -> None:
+    """Its core is zero to the bit, in whatever space: rounding errors have signs too."""
+    b, a, s = case[0][0], case[1][0], case[2][0]
+    trained, zero = [low_rank(b, a, s)], [low_rank(0 * case[0][-1], case[1][-1])]
+    terms = [zero, trained] if first else [trained, zero]
+    joint = joint_of(terms, [1.0, 1.0], (b.shape[0], a.shape[1]))
+    close(total(CORE_SPACE, joint, within="ties"), s * b @ a, 1e-9)
+
+
 def test_a_transposed_layer_is_the_transpose() -> None:
     rng = np.random.default_rng(6)
     pairs = [(rng.standard_normal((9, 3)), rng.standard_normal((3, 7))) for _ in range(3)]

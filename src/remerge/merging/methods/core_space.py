@@ -43,11 +43,13 @@ class CoreSpace:
         return block.rank
 
     def core(self, block: Block, left: torch.Tensor, right: torch.Tensor) -> Core:
-        # L = (Q_L P) (S X): the vectors sought are Q_L P, and S X are the factors seen by them.
-        _, sizes, basis = decomposed(left)
-        _, other_sizes, other_basis = decomposed(right)
-        seen = sizes[:, None] * basis * block.scales(weighted=False)
-        other_seen = other_sizes[:, None] * other_basis
+        # L = (Q_L P) (S X): the vectors sought are Q_L P, and P.T T_L are the factors seen by them.
+        # S X is the same, but for errors as large as the largest factor's: where an adapter's are
+        # zero or much smaller, they would pass for a delta.
+        vectors, sizes, basis = decomposed(left)
+        other_vectors, other_sizes, other_basis = decomposed(right)
+        seen = (vectors.T @ left) * block.scales(weighted=False)
+        other_seen = other_vectors.T @ right
         cores = [seen[:, at] @ other_seen[:, at].T for at, _ in block.adapters]
         merged = self._merged(cores, [weight for _, weight in block.adapters], block)
         return ((basis.T / sizes) @ merged @ (other_basis / other_sizes[:, None]),)
