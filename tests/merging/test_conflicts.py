@@ -269,11 +269,11 @@ def test_parts_of_a_fused_tensor_are_modules_of_their_own() -> None:
 
 
 def test_long_factors_are_taken_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    from remerge.merging import directions
+    from remerge.merging.methods import blocks
 
     one, other = (adapter({"w": [product(SHAPE, r, r)]}) for r in (3, 6))
     before = overall(one, other)
-    monkeypatch.setattr(directions, "_ROWS", 11)
+    monkeypatch.setattr(blocks, "_ELEMENTS", 100)
     after = overall(one, other)
     for name, value in vars(before).items():
         assert getattr(after, name) == pytest.approx(value, rel=1e-9), name

@@ -14,6 +14,7 @@ import torch
 from remerge.adapters.facts import BaseFacts
 from remerge.errors import BadInput
 from remerge.sources.dtypes import torch_dtype
+from remerge.sources.one_thread import one_thread
 
 _BLOCK_ELEMENTS = 2**22
 
@@ -88,6 +89,7 @@ class Adapter:
         return found
 
 
+@one_thread()
 def check_finite(adapter: Adapter) -> None:
     """Refuse NaN and Inf in any of the adapter's values, naming the tensor."""
     for name, info in adapter.tensors.items():
@@ -97,7 +99,8 @@ def check_finite(adapter: Adapter) -> None:
         for start in range(0, total, _BLOCK_ELEMENTS):
             block = adapter.read_elements(name, start, min(_BLOCK_ELEMENTS, total - start))
             wide = block if block.dtype == torch.float64 else block.to(torch.float32)
-            if not torch.isfinite(wide).all():
+            # One pass: NaN and Inf are what the smallest and the largest turn into.
+            if block.numel() and not all(map(math.isfinite, map(float, torch.aminmax(wide)))):
                 raise BadInput(
                     f"Adapter tensor {name} in {adapter.path} holds NaN or infinite values.",
                     why="Training diverged, or the file is damaged.",

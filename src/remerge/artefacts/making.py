@@ -48,6 +48,7 @@ from remerge.outputs.directory import (
     write_durably,
 )
 from remerge.outputs.planning import Inputs
+from remerge.sources.one_thread import one_thread
 from remerge.sources.storage import OutputFile as File
 from remerge.version import __version__
 
@@ -219,13 +220,8 @@ def prepare_into(work: Path, merged: MergedCheckpoint, plan: Plan, threads: int)
     if path.exists():
         merged.prepared.update(preparations.restore(path, plan.steps))
         return
-    before = torch.get_num_threads()
-    # One thread: the order of LAPACK's sums must not depend on the machine's size.
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         merged.prepare_all(plan.touched.values(), threads)
-    finally:
-        torch.set_num_threads(before)
     if plan.reproducible == "same-stack":
         temporary = path.with_suffix(".part")
         preparations.save(temporary, merged.prepared)

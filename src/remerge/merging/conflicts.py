@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,9 +21,10 @@ from remerge.adapters.deltas import Change, Changes, Delta, LowRank, Replaced, R
 from remerge.adapters.lora.dora import Dora
 from remerge.merging.directions import Directions, by_chance, directions, meet
 from remerge.merging.meetings import Module, Pair, Signs
-from remerge.merging.methods.blocks import Block, Part, grouped, reader
+from remerge.merging.methods.blocks import Block, Part, grouped, pieces, reader
 from remerge.merging.replacements import Clash, IsCopy, brought_by, settle
 from remerge.merging.samples import Grid, sampled
+from remerge.sources.one_thread import one_thread
 
 
 @dataclass(frozen=True)
@@ -55,14 +56,8 @@ def measure(found: Sequence[Changes], is_copy: IsCopy, threads: int) -> Measured
     replace the same ones differently. ``threads`` changes no figure.
     """
     names = sorted({name for changes in found for name in changes.tensors})
-    before = torch.get_num_threads()
-    # One thread each: the order of LAPACK's sums must not depend on the machine's size.
-    torch.set_num_threads(1)
-    try:
-        with ThreadPoolExecutor(threads) as pool:
-            tensors = list(pool.map(partial(_tensor, found, is_copy), names))
-    finally:
-        torch.set_num_threads(before)
+    with one_thread(), ThreadPoolExecutor(threads) as pool:
+        tensors = list(pool.map(partial(_tensor, found, is_copy), names))
     squares = [[t.squares.get(i, 0.0) for t in tensors] for i in range(len(found))]
     norms = [math.sqrt(math.fsum(each)) for each in squares]
     modules: dict[tuple[int, int], list[Module]] = defaultdict(list)
@@ -146,9 +141,11 @@ def _compare_products(
 
 
 def _compare_in(block: Block, view: tuple[int, int], result: _Tensor) -> None:
-    load = reader()
-    left = block.left(range(block.height), load) * block.scales()
-    right = block.right(range(block.width), load)
+    shape = block.height, block.width
+    grid, load, scales = Grid.of(shape), reader(), block.scales()
+    left, tall = _gram(partial(block.left, load=load), block.height, scales, grid.rows)
+    ones = torch.ones_like(scales)
+    right, wide = _gram(partial(block.right, load=load), block.width, ones, grid.columns)
     spans: dict[int, slice] = {}
     for part, span in zip(block.parts, block.spans, strict=True):
         spans[part.adapter] = slice(spans.get(part.adapter, span).start, span.stop)
@@ -158,14 +155,11 @@ def _compare_in(block: Block, view: tuple[int, int], result: _Tensor) -> None:
     changing = {adapter: delta for adapter, delta in found.items() if delta.norm}
     if len(changing) < 2:
         return
-    grid = Grid.of((block.height, block.width))
-    tall, wide = left[grid.rows], right[grid.columns]
     values = {i: (tall[:, spans[i]] @ wide[:, spans[i]].T).reshape(-1) for i in changing}
     signs = _signs(values, grid.scale)
-    shape = block.height, block.width
     place = _place(block, view)
     for (one, delta), (other, second) in combinations(changing.items(), 2):
-        meeting = meet(delta, second)
+        meeting = meet(delta, second, left, right)
         result.modules.append(
             Module(
                 one,
@@ -179,6 +173,21 @@ def _compare_in(block: Block, view: tuple[int, int], result: _Tensor) -> None:
                 _chance(delta, second, shape),
             )
         )
+
+
+def _gram(
+    read: Callable[[range], torch.Tensor], length: int, scales: torch.Tensor, sample: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``M.T @ M`` and the sampled rows of a tall matrix (length, K) that is read piece by piece,
+    its columns scaled."""
+    gram = torch.zeros(len(scales), len(scales), dtype=torch.float64)
+    rows: list[torch.Tensor] = []
+    for piece in pieces(length, len(scales)):
+        values = read(piece)
+        gram.addmm_(values.T, values)
+        inside = (sample >= piece.start) & (sample < piece.stop)
+        rows.append(values[sample[inside] - piece.start])
+    return gram * torch.outer(scales, scales), torch.cat(rows) * scales
 
 
 def _chance(one: Directions, other: Directions, shape: tuple[int, int]) -> float:
@@ -232,7 +241,8 @@ def _signs(values: Mapping[int, torch.Tensor], scale: float) -> dict[tuple[int, 
         return {}
     stack = torch.stack(list(values.values()))
     signs, sizes = stack.sign(), stack.abs()
-    common, agree = signs.abs() @ signs.abs().T, signs @ signs.T
+    changed = signs.abs()
+    common, agree = changed @ changed.T, signs @ signs.T
     weight, product = sizes @ sizes.T, stack @ stack.T
     return {
         (one, other): Signs(

@@ -1,7 +1,8 @@
-"""Low-rank deltas of one block in common coordinates, and how two of them lie to each other.
+"""Low-rank deltas of one block, and how two of them lie to each other, from Gram matrices.
 
-The factors of all adapters are written in one orthonormal basis of each side (one QR for all of
-them), after which everything is arithmetic on matrices as small as the ranks: no delta is formed.
+All that is asked of the factors is the inner products of their columns: ``L.T @ L`` and ``R.T @ R``
+with the factors of all adapters side by side, one product of matrices for each side. After that
+everything is arithmetic on matrices as small as the ranks: no delta is formed.
 """
 
 from __future__ import annotations
@@ -14,17 +15,20 @@ import torch
 
 # torch ships no types for these.
 _LINALG: Any = torch.linalg
-# Singular values below this share of the largest are rounding noise of the factors.
-_NOISE = 1e-10
-# Rows that one QR takes at a time: a factor may be as long as a vocabulary.
-_ROWS = 2**14
+# Directions below this share of the largest count as none. A Gram matrix squares it, and leaves
+# the smallest that stay six digits.
+_NOISE = 1e-5
 
 
 @dataclass(frozen=True)
 class Directions:
-    """A delta ``left @ diag(values) @ right.T``: its singular value decomposition, the singular
-    vectors in the common coordinates; ``left`` (k, r), ``values`` (r,), ``right`` (k', r)."""
+    """The singular value decomposition of a delta ``L[:, span] @ R[:, span].T``.
 
+    Its singular vectors are ``L[:, span] @ left`` and ``R[:, span] @ right``, ``left`` and
+    ``right`` (k, r); ``values`` (r,).
+    """
+
+    span: slice
     left: torch.Tensor
     values: torch.Tensor
     right: torch.Tensor
@@ -73,35 +77,32 @@ class Meeting:
 def directions(
     left: torch.Tensor, right: torch.Tensor, spans: Sequence[slice]
 ) -> tuple[Directions, ...]:
-    """The deltas ``left[:, span] @ right[:, span].T`` of a block, ``left`` (rows, k) and ``right``
-    (columns, k) in float64."""
-    down, across = _triangle(left), _triangle(right)
-    return tuple(_decomposed(down[:, span], across[:, span]) for span in spans)
+    """The deltas of a block from the Gram matrices ``L.T @ L`` and ``R.T @ R`` (k, k), float64."""
+    return tuple(_decomposed(left[span, span], right[span, span], span) for span in spans)
 
 
-def _triangle(factor: torch.Tensor) -> torch.Tensor:
-    """R of the thin QR, block by block: the factor's columns in an orthonormal basis."""
-    found: torch.Tensor | None = None
-    for first in range(0, factor.shape[0], _ROWS):
-        block = factor[first : first + _ROWS]
-        stacked = block if found is None else torch.cat((found, block))
-        found = _LINALG.qr(stacked, mode="r")[1]
-    assert found is not None
-    return found
+def _decomposed(left: torch.Tensor, right: torch.Tensor, span: slice) -> Directions:
+    """The decomposition of ``L @ R.T`` from the Gram matrices of L and R alone."""
+    left_root, left_back = _root(left)
+    right_root, right_back = _root(right)
+    u, values, vt = _LINALG.svd(left_root @ right_root.T, full_matrices=False)
+    rank = int((values > _NOISE * values[:1]).sum())
+    return Directions(span, left_back @ u[:, :rank], values[:rank], right_back @ vt[:rank].T)
 
 
-def _decomposed(left: torch.Tensor, right: torch.Tensor) -> Directions:
-    """The decomposition of ``left @ right.T`` for thin matrices."""
-    left_q, left_r = _LINALG.qr(left)
-    right_q, right_r = _LINALG.qr(right)
-    u, values, vt = _LINALG.svd(left_r @ right_r.T, full_matrices=False)
-    rank = int((values > _NOISE * values[0]).sum())
-    return Directions(left_q @ u[:, :rank], values[:rank], right_q @ vt[:rank].T)
+def _root(gram: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """``T`` (r, k) with ``T.T @ T = L.T @ L``, and ``X`` (k, r) that makes the columns of ``L @ X``
+    orthonormal: ``L = (L @ X) @ T``."""
+    squares, vectors = _LINALG.eigh(gram)
+    kept = squares > max(_NOISE**2 * float(squares[-1]), 0.0)
+    sizes, vectors = squares[kept].sqrt(), vectors[:, kept]
+    return (vectors * sizes).T, vectors / sizes
 
 
-def meet(one: Directions, other: Directions) -> Meeting:
-    """Two deltas of one block, neither of them zero."""
-    rows, columns = one.right.T @ other.right, one.left.T @ other.left
+def meet(one: Directions, other: Directions, left: torch.Tensor, right: torch.Tensor) -> Meeting:
+    """Two deltas of one block, neither of them zero, with the Gram matrices of the block."""
+    columns = one.left.T @ left[one.span, other.span] @ other.left
+    rows = one.right.T @ right[one.span, other.span] @ other.right
     sizes = torch.outer(one.values, other.values)
     return Meeting(
         float((columns * rows * sizes).sum()),

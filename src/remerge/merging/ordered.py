@@ -17,6 +17,8 @@ from typing import TypeVar
 
 import torch
 
+from remerge.sources.one_thread import one_thread
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -51,21 +53,19 @@ def in_order(items: Iterable[T], job: Callable[[T], R], threads: int) -> Iterato
     pool = ThreadPoolExecutor(threads, thread_name_prefix="job")
     left = iter(items)
     waiting: deque[Future[R]] = deque()
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        while True:
-            # Results hold factors: no more of them than threads may wait to be taken.
-            while len(waiting) < threads + 1 and (item := next(left, None)) is not None:
-                waiting.append(pool.submit(alone, item))
-            if not waiting:
-                return
-            yield waiting.popleft().result()
-    finally:
-        for future in waiting:
-            future.cancel()
-        pool.shutdown()
-        torch.set_num_threads(before)
+    with one_thread():
+        try:
+            while True:
+                # Results hold factors: no more of them than threads may wait to be taken.
+                while len(waiting) < threads + 1 and (item := next(left, None)) is not None:
+                    waiting.append(pool.submit(alone, item))
+                if not waiting:
+                    return
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+            pool.shutdown()
 
 
 def give_back() -> None:

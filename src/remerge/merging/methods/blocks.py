@@ -115,18 +115,22 @@ class Block:
         axis: int = 0,
     ) -> torch.Tensor:
         found: torch.Tensor | None = None
-        for factor, start, span in zip(factors, starts, self.spans, strict=True):
-            met = overlap(wanted, start, factor.shape[axis])
+        all_of_it = slice(0, len(wanted))
+        placed = [
+            (factor, span, overlap(wanted, start, factor.shape[axis]))
+            for factor, start, span in zip(factors, starts, self.spans, strict=True)
+        ]
+        covered = all(met is not None and met[0] == all_of_it for _, _, met in placed)
+        new = torch.empty if covered else torch.zeros
+        for factor, span, met in placed:
             if met is None:
                 continue
             values = read(factor, met[1])
             if found is None:
                 shape = len(wanted), self.rank
-                found = torch.zeros(shape, dtype=torch.float64, device=values.device)
+                found = new(shape, dtype=torch.float64, device=values.device)
             found[met[0], span] = values
-        if found is None:
-            return torch.zeros(len(wanted), self.rank, dtype=torch.float64)
-        return found
+        return torch.zeros(len(wanted), self.rank, dtype=torch.float64) if found is None else found
 
     def delta(self, part: Part, rows: range, load: Load) -> torch.Tensor:
         """What a part alone adds to these rows of the block, ``(len(rows), width)``."""
