@@ -87,7 +87,7 @@ def test_adapters_of_one_name_are_numbered(place: Path):
         (["merge", "-o", "o"], 2, "[BASE] ADAPTER"),
         (["merge", "b", "c", "-o", "o"], 3, "trained on base. The base comes first: remerge merge"),
         (["merge", "base", "b", "c"], 2, "-o OUT"),
-        (["merge", "base", "b", "c", "-o", "o", "--weights", "1,x"], 2, "--weights"),
+        (["merge", "base", "b", "c", "-o", "o", "--weights", "1,x"], 2, "'1,x' is no number"),
         (["merge", "base", "b", "c", "-o", "o", "--weights", "1,2,3"], 2, "3 numbers for 2"),
         (["merge", "base", "b", "c", "-o", "o", "--weights", "nan"], 2, "not finite"),
         (["merge", "base", "b", "c", "-o", "o", "--density", "1"], 2, "sum has no --density"),

@@ -15,8 +15,8 @@ TWO = ("a", "b")
 
 
 def recipe(method: str, adapters: tuple[str, ...] = TWO, **asked: Any) -> Recipe:
-    weights = asked.pop("weights", None)
-    return make_recipe(adapters, method=method, weights=weights, parameters=asked)
+    weights, to = asked.pop("weights", None), asked.pop("to", "safetensors")
+    return make_recipe(adapters, method=method, weights=weights, parameters=asked, to=to)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -56,10 +56,16 @@ def test_one_number_for_all_or_one_for_each():
         ({"method": "ties", "density": [0.5, float("nan")]}, "is not finite"),
         ({"method": "ties", "lambda": True}, "--lambda True is no number"),
         ({"method": "ties", "lambda": "x"}, "--lambda"),
+        ({"method": "ties", "lambda": float("nan")}, "--lambda nan is not finite"),
+        ({"method": "slerp", "t": float("-inf")}, "--t -inf is not finite"),
+        ({"method": "slerp", "t": 3}, "--t: must be less than or equal to 1."),
+        ({"method": "sum", "weights": [1, 10**400]}, "--weights is too large a number"),
+        ({"method": "ties", "svd_rank": True, "to": "adapter"}, "--svd-rank True is no rank"),
         ({"method": "ties", "scope": "layer"}, "--scope"),
         ({"method": "sum", "weights": [1, 2, 3]}, "--weights gives 3 numbers for 2 adapters"),
         ({"method": "sum", "weights": float("inf")}, "--weights inf is not finite"),
-        ({"method": "sum", "weights": [True, 1]}, "is no number"),
+        ({"method": "sum", "weights": [True, 1]}, "--weights True,1 is no number"),
+        ({"method": "ties", "density": [1, 1], "adapters": ("a",)}, "2 numbers for 1 adapter."),
         ({"method": "slerp", "adapters": ("a",)}, "combines exactly 2 adapters, not 1"),
         ({"method": "slerp", "adapters": ("a", "b", "c")}, "combines exactly 2 adapters, not 3"),
         ({"method": "model_stock", "adapters": ("a",)}, "combines at least 2 adapters, not 1"),
@@ -84,3 +90,9 @@ def test_adapters_by_name_or_number():
             find_adapter(wrong, labels, "--prefer")
     found = read_prefer(["x=y=sort", "*.weight=3", "7"], labels)
     assert found == (("x=y", 1), ("*.weight", 3), ("*", 4))
+
+
+def test_a_size_without_end():
+    for size in (10**4000, "1e400", "-1", "0"):
+        with pytest.raises(UsageError, match="--max-shard-size"):
+            make_recipe(TWO, max_shard_size=size)

@@ -445,6 +445,7 @@ def test_axolotl():
         "lora_model_dir": "trained",
         "output_dir": "runs/x",
         "adapter": "lora",
+        "load_in_8bit": False,
         "merge_method": "memory_efficient",
         "datasets": [{"path": "d"}],
     }

@@ -14,7 +14,10 @@ _FLOATS = "NUMBER[,NUMBER...]"
 
 def numbers(text: str) -> tuple[float, ...]:
     """One number for all adapters, or one for each, with commas between."""
-    return tuple(float(part) for part in text.split(","))
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is no number, and no list such as 0.7,0.3.") from None
 
 
 # By the name that a method's parameters have.

@@ -34,14 +34,15 @@ def read_method(
         if field.annotation == PerAdapter:
             asked = given.get(key, field.default)
             given[key] = per_adapter(asked, adapters, _flag(key), field.default[0])
-        elif field.annotation is float and isinstance(given.get(key), bool):
-            raise UsageError(f"{_flag(key)} {given[key]} is no number.")
+        elif field.annotation is float:
+            _check_number(given.get(key), _flag(key))
     try:
         read = method.read(given)
     except ValidationError as error:
         first: Any = error.errors()[0]
         key = str(first["loc"][0]) if first["loc"] else ""
-        raise UsageError(f"{_flag(key)}: {first['msg']}.") from error
+        what = first["msg"].replace("Input should be", "must be")
+        raise UsageError(f"{_flag(key)}: {what}.") from error
     return method, read.model_dump(mode="json", by_alias=True)
 
 
@@ -83,17 +84,35 @@ def per_adapter(asked: Any, adapters: int, option: str, default: float) -> tuple
             raise TypeError
         numbers = tuple(default if value is None else float(value) for value in values)
     except (TypeError, ValueError):
-        raise UsageError(f"{option} {asked!r} is no number.") from None
+        raise UsageError(f"{option} {_shown(asked)} is no number.") from None
+    except OverflowError:
+        raise UsageError(f"{option} is too large a number.") from None
     if not all(math.isfinite(number) for number in numbers):
-        raise UsageError(f"{option} {asked!r} is not finite.")
+        raise UsageError(f"{option} {_shown(asked)} is not finite.")
     if len(numbers) == 1:
         return numbers * adapters
     if len(numbers) != adapters:
         raise UsageError(
-            f"{option} gives {len(numbers)} numbers for {adapters} adapters.",
+            f"{option} gives {len(numbers)} numbers for {adapters} "
+            f"adapter{'' if adapters == 1 else 's'}.",
             hint="Give one for all, or one for each in the order of the adapters.",
         )
     return numbers
+
+
+def _check_number(value: object, option: str) -> None:
+    """Refuse what pydantic would take for a float and no method can use."""
+    if isinstance(value, bool):
+        raise UsageError(f"{option} {value} is no number.")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UsageError(f"{option} {value} is not finite.")
+
+
+def _shown(asked: object) -> str:
+    """A number, or numbers, as people write them."""
+    if isinstance(asked, list | tuple):
+        return ",".join(str(value) for value in cast("Sequence[object]", asked))
+    return repr(asked)
 
 
 def read_weights(

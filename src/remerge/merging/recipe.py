@@ -148,7 +148,7 @@ def _own_rank(
         return parameters, None
     kept = {name: value for name, value in parameters.items() if name != "svd_rank"}
     rank = parameters.get("svd_rank")
-    if rank is not None and (not isinstance(rank, int) or rank < 1):
+    if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or rank < 1):
         raise UsageError(f"--svd-rank {rank!r} is no rank.", hint="Give at least 1.")
     return kept, rank
 
@@ -192,6 +192,8 @@ def parse_size(text: str | int, option: str) -> int:
     power = _UNITS[unit.upper()]
     if binary:
         power = 2 ** (10 * list(_UNITS).index(unit.upper()))
+    if len(number) > 30:
+        raise UsageError(f"{option} is no size to work with.")
     size = int(float(number) * power)
     if size <= 0:
         raise UsageError(f"{option} {text!r} is no size to work with.")

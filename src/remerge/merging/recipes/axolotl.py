@@ -23,6 +23,8 @@ _KEYS = frozenset(
         "merge_method",
     }
 )
+# Stands in most files beside load_in_4bit, and is no misspelling of it.
+_SILENT = frozenset({"load_in_8bit"})
 
 
 def _read(fields: Fields) -> RecipeFile:
@@ -43,7 +45,7 @@ def _read(fields: Fields) -> RecipeFile:
             "Trained on a base in NF4, so the base is rounded through NF4 first, as axolotl does; "
             "--simulate none leaves that out."
         )
-    ignored = fields.left_out(_KEYS)
+    ignored = fields.left_out(_KEYS | _SILENT)
     if ignored:
         notes.append(f"Not needed to merge: {some(ignored)}.")
     base = fields.text("base_model")

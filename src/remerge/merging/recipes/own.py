@@ -33,7 +33,9 @@ _INPUTS = ("base", "adapters", "output", "parameters")
 KEYS = frozenset({*_TEXTS, *_LISTS, *_OTHERS, *_INPUTS, *ALL_PARAMETERS})
 
 # Options that change no byte of the output.
-_RESOURCES = frozenset({"max_memory", "threads", "device", "overwrite", "dry_run", "json"})
+_RESOURCES = frozenset(
+    {"max_memory", "threads", "device", "retention", "overwrite", "dry_run", "json"}
+)
 
 
 def _read(fields: Fields) -> RecipeFile:
