@@ -294,6 +294,25 @@ def test_sequential_is_merging_twice(
     assert files(tmp_path / "once") == files(last)
 
 
+@pytest.mark.parametrize("kinds", [("ia3", "lora"), ("lora", "ia3"), ("saved", "ia3", "head")])
+def test_sequential_rounds_what_an_earlier_adapter_leaves_alone(
+    place: Path, tmp_path: Path, kinds: Sequence[str]
+):
+    """Each merge writes all tensors in the dtype that was asked for."""
+    last = place / "base"
+    for number, kind in enumerate(kinds):
+        remerge.merge(last, place / kind, tmp_path / str(number), dtype="bfloat16")
+        last = tmp_path / str(number)
+    paths = [place / kind for kind in kinds]
+    options: dict[str, Any] = {"method": "sequential", "dtype": "bfloat16"}
+    remerge.merge(place / "base", paths, tmp_path / "once", **options)
+    assert files(tmp_path / "once") == files(last)
+    # An adapter of weight zero is not there: nothing is rounded for it.
+    found = opened(place, kinds[:2], weights=[0.0, 1.0], **options)
+    alone = adapted.read(remerge.open_merged(place / "base", place / kinds[1], dtype="bfloat16"))
+    assert all(torch.equal(found[name], tensor) for name, tensor in alone.items())
+
+
 def files(path: Path) -> dict[str, bytes]:
     return tiny.files_of(path, without=("provenance.json", "remerge.json"))
 
@@ -468,6 +487,11 @@ def tied(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ),
         "plain": LoraConfig(r=2, target_modules=["q_proj"]),
         "untied": LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"]),
+        "apart": LoraConfig(
+            r=2,
+            target_modules=["q_proj"],
+            trainable_token_indices={"embed_tokens": [1], "lm_head": [3]},
+        ),
     }
     for seed, (name, config) in enumerate(configs.items()):
         adapted.write_adapter(root / "base", root / name, config, 70 + seed)
@@ -490,8 +514,9 @@ def test_one_that_unties(tied: Path, tmp_path: Path):
     assert torch.equal(found[EMBEDDING], one[EMBEDDING])
     assert json.loads((tmp_path / "out/config.json").read_text())["tie_word_embeddings"] is False
     for other in ("embedding", "rows"):
-        with pytest.raises(Unsupported, match=f"{other} changes .* untied unties lm_head.weight"):
-            remerge.plan(tied / "base", [tied / other, tied / "untied"])
+        for untier in ("untied", "apart"):
+            with pytest.raises(Unsupported, match=f"{other} changes .* {untier} unties lm_head"):
+                remerge.plan(tied / "base", [tied / other, tied / untier])
 
 
 # --- what no number of threads, bytes or shards may change ---------------------------------------

@@ -176,7 +176,7 @@ class _Work:
         unties = [any(key.endswith(_TIES) for key in changes.config) for changes in self.found]
         for untier, changes in enumerate(self.found):
             heads = changes.tensors.values() if unties[untier] else ()
-            for head in (h for h in heads if any(isinstance(s, Replaced) for s in h.steps)):
+            for head in (h for h in heads if h.source or _is_replaced(h)):
                 for other, others in enumerate(self.found):
                     if not unties[other]:
                         self._check_twin(head, untier, others, other)
@@ -225,6 +225,10 @@ class _Work:
             if not change.reads_base
             and any(name in before.tensors for before in self.found[:adapter])
         ]
+
+
+def _is_replaced(change: Change) -> bool:
+    return any(isinstance(step, Replaced) for step in change.steps)
 
 
 def some(names: Sequence[str], most: int = 3) -> str:

@@ -132,6 +132,8 @@ def _combine(joint: Joint, parameters: SequentialParameters) -> tuple[Delta, ...
     changes: list[Change] = []
     for term, change in zip(joint.terms, joint.changes, strict=True):
         if change is None:
+            if not changes and term.weight != 0.0:
+                changes += _rounded_by(joint)
             continue
         if not change.reads_base:
             # Nothing is left of what earlier adapters made of it.
@@ -144,6 +146,13 @@ def _combine(joint: Joint, parameters: SequentialParameters) -> tuple[Delta, ...
     if len(changes) == 1:
         return changes[0].steps
     return (Sequential(tuple(changes), joint.dtype),)
+
+
+def _rounded_by(joint: Joint) -> list[Change]:
+    """What an adapter that leaves the tensor alone does to it before any other: it is written in
+    the output's dtype."""
+    first = next(change for change in joint.changes if change is not None)
+    return [] if first.dtype == joint.dtype else [replace(first, steps=(), reads_base=True)]
 
 
 SEQUENTIAL = Method("sequential", SequentialParameters, _combine, ordered=True)
