@@ -347,6 +347,7 @@ def test_tensors_that_both_replace_are_named() -> None:
     assert not report_of(measure(head, lambda change, step: True, 1)).pairs[0].replaced
     plain = only(head[0], adapter({"w": [product(SHAPE, 2, 1)]}))
     assert plain.advice == "sum"
+    assert "only an evaluation" in plain.reasons[1]
     assert "replaces h whole" in plain.reasons[-1]
     rows = [
         adapter({"e": [ReplacedRows(factor(random(2, 37, s)), at)]})

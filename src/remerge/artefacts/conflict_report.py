@@ -13,9 +13,10 @@ from remerge.merging.meetings import Module, Pair, figures
 
 Advice = Literal["sum", "linear", "ties", "keep separate"]
 
-# The thresholds by which figures become advice. ``shared`` counts beyond chance. Measured on the
-# examples (docs/conflicts.md): unrelated tasks share 1 to 4 %, also where both began at the same
-# random A; adapters for the same prompts 39 to 71 %, whether or not their answers agree.
+# The thresholds by which figures become advice. ``shared`` counts beyond chance. Fitted to small
+# adapters of the example base (docs/conflicts.md): unrelated tasks shared 1 to 4 %, also where both
+# began at the same random A; adapters for the same prompts 39 to 71 %, whether or not their answers
+# agree.
 LITTLE_SHARED = 0.1
 MUCH_SHARED = 0.3
 # Of two changes this alike either is at most 0.6 of its size away from the other's direction, and
@@ -200,7 +201,7 @@ def _advice(
     if beyond >= MUCH_SHARED:
         return "keep separate", (
             f"{shared} (by chance: {found.shared_by_chance:.1%}), but it is not the same change "
-            f"({cosine}): together they do neither.{signs}",
+            f"({cosine}): together they may do neither.{signs}",
             "If they were trained for the same answers, linear takes their mean; the factors alone "
             "cannot tell.",
         )
@@ -211,6 +212,8 @@ def _advice(
         )
     return "sum", (
         f"They hardly meet: {shared} (by chance: {found.shared_by_chance:.1%}, {cosine}).",
+        "Nothing in their directions speaks against a sum; how much of both it keeps, only an "
+        "evaluation tells.",
     )
 
 

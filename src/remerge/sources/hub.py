@@ -209,7 +209,7 @@ def _explanation(error: Exception, repo_id: str, revision: str) -> RemergeError:
         )
     return TryAgain(
         f"{repo_id}@{revision} could not be downloaded from {constants.ENDPOINT}: "
-        f"{type(error).__name__}: {_line(error)}",
+        f"{type(error).__name__}: {_line(error).rstrip('.')}.",
         hint="Check the network and try again; what has arrived is kept.",
     )
 

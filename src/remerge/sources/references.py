@@ -210,7 +210,8 @@ def _choose_adapter(folders: Sequence[str], asked: str | None, place: str) -> st
     if not folders:
         raise BadInput(
             f"{place} holds no adapter: there is no {ADAPTER_CONFIG}.",
-            hint="If it is the base, BASE and ADAPTER may be swapped.",
+            hint="If it is the base, BASE and ADAPTER may be swapped, or BASE was given twice or "
+            "alone: the base comes first and once, then the adapters.",
         )
     if asked is None and "" in folders:
         return ""

@@ -131,7 +131,7 @@ def _given(
     if adapters and len(adapters) != len(manifest.adapters):
         names = ", ".join(record.name for record in manifest.adapters)
         raise UsageError(
-            f"{len(adapters)} adapters were given; the merge is of {len(manifest.adapters)}.",
+            f"Adapters given: {len(adapters)}; adapters in the merge: {len(manifest.adapters)}.",
             hint=f"Give all, in this order: {names}.",
         )
     return adapters
