@@ -313,6 +313,23 @@ def test_sequential_rounds_what_an_earlier_adapter_leaves_alone(
     assert all(torch.equal(found[name], tensor) for name, tensor in alone.items())
 
 
+def test_sequential_derives_residuals_in_the_output_s_dtype(place: Path, tmp_path: Path):
+    """PiSSA's residual is rounded to the dtype of what it is merged into."""
+    target = adapted.write_base(tmp_path / "base", torch.bfloat16)
+    pissa = LoraConfig(r=3, target_modules=["q_proj", "up_proj"], init_lora_weights="pissa")
+    adapted.write_adapter(target, tmp_path / "pissa", pissa, 31)
+    for weight in (1.0, 0.6):
+        first, second, once = (tmp_path / f"{name}{weight}" for name in ("1", "2", "once"))
+        remerge.merge(target, place / "lora", first, dtype="float32")
+        remerge.merge(first, tmp_path / "pissa", second, dtype="float32", weights=weight)
+        both: list[str | Path] = [place / "lora", tmp_path / "pissa"]
+        remerge.merge(
+            target, both, once, method="sequential", dtype="float32", weights=[1.0, weight]
+        )
+        found, expected = tiny.read_tensors(once), tiny.read_tensors(second)
+        assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
 def files(path: Path) -> dict[str, bytes]:
     return tiny.files_of(path, without=("provenance.json", "remerge.json"))
 

@@ -20,10 +20,11 @@ from remerge.adapters.deltas import (
     Factor,
     Load,
     Prepared,
+    Rounded,
     Window,
 )
 from remerge.merging.combined import numbers_of
-from remerge.merging.methods.method import Joint, Method, Parameters, replacements_of
+from remerge.merging.methods.method import Joint, Method, Parameters, Term, replacements_of
 from remerge.merging.methods.weighted import add_weighted
 from remerge.merging.preparations import StagedMatrix
 from remerge.merging.ties import settle_ties
@@ -138,14 +139,27 @@ def _combine(joint: Joint, parameters: SequentialParameters) -> tuple[Delta, ...
         if not change.reads_base:
             # Nothing is left of what earlier adapters made of it.
             changes.clear()
+        change = _onto(change, joint.dtype) if changes else change
         alone = replace(
-            joint, terms=(term,), replacements=replacements_of(change), changes=(change,)
+            joint,
+            terms=(Term.of(term.adapter, term.weight, change),),
+            replacements=replacements_of(change),
+            changes=(change,),
         )
         steps = add_weighted("sum", alone, (term.weight,))
         changes.append(replace(change, steps=steps))
     if len(changes) == 1:
         return changes[0].steps
     return (Sequential(tuple(changes), joint.dtype),)
+
+
+def _onto(change: Change, dtype: str) -> Change:
+    """The change of a tensor that is stored in ``dtype``, as residuals are then too."""
+    steps = tuple(
+        replace(step, dtype=torch_dtype(dtype)) if isinstance(step, Rounded) else step
+        for step in change.steps
+    )
+    return replace(change, dtype=dtype, steps=steps)
 
 
 def _rounded_by(joint: Joint) -> list[Change]:
