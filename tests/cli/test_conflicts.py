@@ -55,6 +55,7 @@ def test_the_worst_pair_is_named(several: Path) -> None:
     assert pairs[1, 3]["overall"]["norm_ratio"] == 2.0
     assert {module["name"] for module in pairs[1, 3]["modules"]} == set(tiny.SHAPES)
     assert pairs[1, 2]["advice"] == pairs[2, 3]["advice"] == "sum"
+    assert "only an evaluation tells" in pairs[1, 2]["reasons"][1]
     told = command("conflicts", *named)
     assert "recommended for all: keep separate" in told.stdout
     assert "They undo each other" in told.stdout

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 import torch
 import yaml
@@ -312,3 +313,26 @@ def test_several_written_back_as_they_were(nf4: Path, tmp_path: Path):
     )
     assert code == 2
     assert "rounds between adapters" in error
+
+
+def test_the_help_says_which_methods_have_an_option():
+    from fnmatch import fnmatchcase
+
+    from remerge.cli.merge import command
+    from remerge.merging.asked import parameters_of
+    from remerge.merging.methods.registry import METHODS
+
+    told = {
+        (option.name or "").rstrip("_"): option.help or ""
+        for option in command.params
+        if isinstance(option, click.Option)
+    }
+    for name in {name for method in METHODS for name in parameters_of(method)}:
+        patterns = told[name].rstrip(".").rsplit(": ", 1)[1].split(", ")
+        having = {method for method in METHODS if name in parameters_of(method)}
+        for pattern in patterns:
+            assert pattern == "--to adapter" or any(fnmatchcase(m, pattern) for m in having)
+        shown = {m for m in METHODS for pattern in patterns if fnmatchcase(m, pattern)}
+        assert shown == having, name
+    text = run("merge", "--help")[1]
+    assert text.index("--dry-run") < text.index("Options of methods") < text.index("--density")

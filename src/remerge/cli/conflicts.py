@@ -18,7 +18,7 @@ _PAIRS = ("advice", "shared", "by chance", "conflict", "cosine", "signs against"
 _MODULES = ("weight", "shared", "conflict", "cosine", "inputs", "outputs", "signs against", "norms")
 
 
-@click.command("conflicts")
+@click.command("conflicts", short_help="Say whether several adapters of BASE get along.")
 @click.argument("base")
 @click.argument("adapters", metavar="ADAPTER ADAPTER...", nargs=-1, required=True)
 @threads

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 from click.core import ParameterSource
 
-from remerge.cli.methods import given_parameters, method_options, numbers
+from remerge.cli.methods import MethodCommand, given_parameters, method_options, numbers
 from remerge.cli.options import device, json_output, max_memory, quiet, threads, verbose
 from remerge.cli.output import print_json, print_notes, progress
 
@@ -16,7 +16,11 @@ if TYPE_CHECKING:
     from remerge.merging.recipes.grammar import RecipeFile
 
 
-@click.command("merge")
+@click.command(
+    "merge",
+    cls=MethodCommand,
+    short_help="Merge one adapter or several into BASE, or into one new adapter.",
+)
 @click.argument("inputs", metavar="[BASE] ADAPTER...", nargs=-1)
 @click.option("-o", "--output", "--out", metavar="OUT", help="Directory to write.")
 @click.option(
@@ -29,7 +33,9 @@ if TYPE_CHECKING:
     "--method",
     default="sum",
     show_default=True,
-    help="How to combine adapters; see docs/several.md.",
+    metavar="NAME",
+    help="How to combine adapters: sum, linear, sequential, ties, cat, svd or another one of "
+    "docs/several.md.",
 )
 @click.option(
     "--weights", type=numbers, metavar="NUMBER[,NUMBER...]", help="Of the adapters; 1 each."
