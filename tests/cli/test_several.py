@@ -335,4 +335,4 @@ def test_the_help_says_which_methods_have_an_option():
         shown = {m for m in METHODS for pattern in patterns if fnmatchcase(m, pattern)}
         assert shown == having, name
     text = run("merge", "--help")[1]
-    assert text.index("--dry-run") < text.index("Options of methods") < text.index("--density")
+    assert text.index("--dry-run") < text.index("Options of methods") < text.index("--density N")
