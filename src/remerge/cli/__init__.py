@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 import click
 
+from remerge.cli.memory import reuse_freed_memory
 from remerge.errors import BadInput, RemergeError, TryAgain, UsageError
 from remerge.version import __version__
 
@@ -53,6 +54,7 @@ def group() -> None:
 def main() -> NoReturn:
     """Run the command line and exit with its code."""
     signal.signal(signal.SIGTERM, _terminate)
+    reuse_freed_memory()
     # A daemon may start us with closed streams.
     sys.stdout = sys.stdout or io.StringIO()
     sys.stderr = sys.stderr or io.StringIO()
