@@ -5,20 +5,22 @@
 The base is a 2.6-million-parameter Llama that follows small instructions about letters, digits and
 months. Each adapter teaches it a task that it has never been shown: `sort` (plain LoRA), `dates`
 (DoRA), `add` (LoRA with a retrained output head), and `agree` and `contradict`, which answer the
-same questions the opposite way. Seeds are fixed; on one machine with one number of threads the
-same bytes come out.
+same questions the opposite way. The first three are trained to leave the base as it is on other
+prompts, and at the end each beside those before it, so that they can be added up. Seeds are fixed;
+on one machine with one number of threads the same bytes come out.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import random
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -29,6 +31,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from score import load, score
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+import remerge
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 SEED = 20
@@ -190,10 +194,19 @@ class Task:
     steps: int
     learning_rate: float
     lora: dict[str, Any]
+    apart: bool = False  # whether the base's states are kept on the prompts of all other tasks
+    # At the end it is trained on beside these, any of them merged into the base: so many steps.
+    beside: tuple[str, ...] = ()
+    steps_beside: int = 0
 
     @property
     def name(self) -> str:
         return self.skill.__name__
+
+    @property
+    def seed(self) -> int:
+        """Another for each: factors that start alike would lie along the same directions."""
+        return int.from_bytes(self.name[:4].encode())
 
     def held_out(self) -> dict[str, Pair]:
         """The evaluation set, by key."""
@@ -214,9 +227,25 @@ def key(pair: Pair) -> str:
 
 
 TASKS = (
-    Task(sort, 600, 3e-3, {"r": 16, "lora_alpha": 32}),
-    Task(dates, 400, 3e-3, {"r": 8, "lora_alpha": 16, "use_dora": True}),
-    Task(add, 1000, 3e-3, {"r": 16, "lora_alpha": 32, "modules_to_save": ["lm_head"]}),
+    Task(add, 1200, 3e-3, {"r": 16, "lora_alpha": 32, "modules_to_save": ["lm_head"]}, apart=True),
+    Task(
+        sort,
+        700,
+        3e-3,
+        {"r": 16, "lora_alpha": 32},
+        apart=True,
+        beside=("add",),
+        steps_beside=300,
+    ),
+    Task(
+        dates,
+        500,
+        3e-3,
+        {"r": 8, "lora_alpha": 16, "use_dora": True},
+        apart=True,
+        beside=("add", "sort"),
+        steps_beside=350,
+    ),
     Task(agree, 300, 3e-3, {"r": 8, "lora_alpha": 16}),
     Task(contradict, 300, 3e-3, {"r": 8, "lora_alpha": 16}),
 )
@@ -311,8 +340,28 @@ def batches(
             yield inputs, labels
 
 
+def moved(plain: Any, model: Any, inputs: torch.Tensor, pad: int) -> torch.Tensor:
+    """How far an adapter moves the base's hidden states and logits: squared errors relative to
+    them, added up over the layers."""
+    told = inputs != pad
+    with torch.no_grad():
+        before = plain(input_ids=inputs, output_hidden_states=True)
+    after = model(input_ids=inputs, output_hidden_states=True)
+    pairs = zip(
+        (*before.hidden_states[1:], before.logits),
+        (*after.hidden_states[1:], after.logits),
+        strict=True,
+    )
+    errors = [((b - a)[told] ** 2).mean() / (b[told] ** 2).mean() for b, a in pairs]
+    return torch.stack(errors).sum()
+
+
 def train(
-    model: Any, data: Iterator[tuple[torch.Tensor, torch.Tensor]], steps: int, rate: float
+    model: Any,
+    data: Iterator[tuple[torch.Tensor, torch.Tensor]],
+    steps: int,
+    rate: float,
+    keep: Callable[[], torch.Tensor] | None = None,
 ) -> None:
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, weight_decay=0.01, betas=(0.9, 0.98), fused=True)
@@ -323,7 +372,7 @@ def train(
         optimizer.param_groups[0]["lr"] = rate * min(1.0, step / 50) * (0.02 + 0.98 * cosine)
         # Padding is at the end, so causal attention needs no mask to ignore it.
         loss = model(input_ids=inputs, labels=labels).loss
-        loss.backward()
+        (loss if keep is None else loss + keep()).backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -376,6 +425,52 @@ def train_base(base: Path, steps: int) -> None:
     edit_json(base / "config.json", rope_theta=500000.0, torch_dtype="bfloat16", dtype="bfloat16")
 
 
+def keeping(
+    task: Task, plain: Any, model: Any, tokenizer: Any, steps: int, factor: float
+) -> Callable[[], torch.Tensor]:
+    """How far the adapter moves the base, on a new batch of other prompts at every call."""
+    rng = random.Random(f"{SEED} others {task.name} {steps}")
+    skills = [other.skill for other in TASKS if other.name != task.name]
+
+    def elsewhere() -> Pair:
+        return rng.choice(skills)(rng) if rng.random() < 0.6 else mixture(rng)
+
+    data = batches(tokenizer, elsewhere, steps, 24)
+    return lambda: factor * moved(plain, model, next(data)[0], tokenizer.pad_token_id)
+
+
+def neighbours(
+    task: Task, base: Path, adapters: Path, models: Sequence[Any]
+) -> Iterator[tuple[str, ...]]:
+    """Merge other adapters into the base weights of the models: any of them, again and again, and
+    at the end none."""
+    names = task.beside
+    choices = [c for n in range(len(names) + 1) for c in itertools.combinations(names, n)]
+    merged = {
+        chosen: remerge.open_merged(base, [adapters / name for name in chosen], dtype="float32")
+        for chosen in choices[1:]
+    }
+    weights = {chosen: found.load_model().state_dict() for chosen, found in merged.items()}
+    weights[()] = load(base).state_dict()
+    rng = random.Random(f"{SEED} beside {task.name}")
+    # Mostly alone, or beside all.
+    odds = [2, *[1] * (len(choices) - 2), 3]
+    for _ in range(task.steps_beside):
+        chosen = rng.choices(choices, odds)[0]
+        set_base(models, weights[chosen])
+        yield chosen
+    set_base(models, weights[()])
+
+
+def set_base(models: Sequence[Any], weights: dict[str, torch.Tensor]) -> None:
+    for model in models:
+        for name, value in model.state_dict().items():
+            plain = name.removeprefix("base_model.model.").replace(".base_layer", "")
+            plain = plain.replace(".original_module", "")
+            if plain in weights:
+                value.copy_(weights[plain])
+
+
 def train_adapter(task: Task, base: Path, directory: Path, held_out: dict[str, Pair]) -> None:
     tokenizer = AutoTokenizer.from_pretrained(base)
     rng = random.Random(f"{SEED} {task.name}")
@@ -385,11 +480,20 @@ def train_adapter(task: Task, base: Path, directory: Path, held_out: dict[str, P
             pass
         return pair
 
-    torch.manual_seed(SEED)
+    torch.manual_seed(task.seed)
     config = LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", **task.lora)
     model = get_peft_model(load(base), config)
-    data = batches(tokenizer, draw, task.steps)
-    train(model, data, task.steps, task.learning_rate)
+    plain = load(base)
+    data = batches(tokenizer, draw, task.steps, 48 if task.apart else 64)
+    keep = keeping(task, plain, model, tokenizer, task.steps, 1.0) if task.apart else None
+    train(model, data, task.steps, task.learning_rate, keep)
+    if task.beside:
+        steps = task.steps_beside
+        keep = keeping(task, plain, model, tokenizer, steps, 3.0)
+        pairs = batches(tokenizer, draw, steps, 48)
+        others = neighbours(task, base, directory.parent, (plain, model))
+        data = (batch for batch, _ in zip(pairs, others, strict=True))
+        train(model, data, steps, task.learning_rate / 2, keep)
     # Off, because it would look the base's name up on the Hub; no embedding is trained here.
     model.save_pretrained(str(directory), save_embedding_layers=False)
     (directory / "README.md").unlink(missing_ok=True)
