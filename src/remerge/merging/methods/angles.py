@@ -9,15 +9,26 @@ import torch
 from remerge.adapters.deltas import Window
 
 
-def products(blocks: Iterable[torch.Tensor], by_row: bool) -> torch.Tensor:
+def products(blocks: Iterable[torch.Tensor], rows: int | None = None) -> torch.Tensor:
     """Inner products of deltas with each other, float64: (1, adapters, adapters), or one such
-    matrix for each row. ``blocks`` are their rows in order, (adapters, rows, columns)."""
-    found: list[torch.Tensor] = []
+    matrix for each of so many ``rows``. ``blocks`` are the deltas' rows in order, (adapters, rows,
+    columns)."""
+    found: torch.Tensor | None = None
+    first = 0
     for deltas in blocks:
-        rows = deltas.transpose(0, 1) if by_row else deltas.flatten(1).unsqueeze(0)
-        found.append((rows @ rows.transpose(1, 2)).cpu())
-    whole = torch.cat(found)
-    return whole if by_row else whole.sum(0, keepdim=True)
+        count, here = deltas.shape[:2]
+        # In one piece: small ones between the blocks would keep their memory from being reused.
+        if found is None:
+            found = torch.zeros(rows or 1, count, count, dtype=torch.float64)
+        if rows is None:
+            flat = deltas.flatten(1)
+            found[0] += (flat @ flat.T).cpu()
+        else:
+            by_row = deltas.transpose(0, 1)
+            found[first : first + here] = by_row @ by_row.transpose(1, 2)
+            first += here
+    assert found is not None
+    return found
 
 
 def norms_of(products: torch.Tensor) -> torch.Tensor:

@@ -39,7 +39,8 @@ class ModelStock:
     whole_rows: bool = False
 
     def prepare(self, deltas: Deltas) -> dict[str, torch.Tensor]:
-        found = products((values for _, values in deltas.blocks()), self.by_row)
+        rows = deltas.shape[1] if self.by_row else None
+        found = products((values for _, values in deltas.blocks()), rows)
         norms = norms_of(found)
         cosines = [
             found[:, i, j] / (norms[:, i] * norms[:, j]).clamp(min=_SMALLEST)

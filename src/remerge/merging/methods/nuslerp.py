@@ -42,7 +42,8 @@ class Nuslerp:
     whole_rows: bool = False
 
     def prepare(self, deltas: Deltas) -> dict[str, torch.Tensor]:
-        found = products((values for _, values in deltas.blocks()), self.by_row)
+        rows = deltas.shape[1] if self.by_row else None
+        found = products((values for _, values in deltas.blocks()), rows)
         norms = norms_of(found).clamp(min=_SMALLEST)
         cosine = (found[:, 0, 1] / (norms[:, 0] * norms[:, 1])).clamp(-1, 1)
         return {"shares": spherical(self.t, cosine, 1 - cosine.square() <= _LINE)}

@@ -41,7 +41,7 @@ class Slerp:
     whole_rows: bool = False
 
     def prepare(self, deltas: Deltas) -> dict[str, torch.Tensor]:
-        found = products(_merged(deltas), by_row=False)
+        found = products(_merged(deltas))
         norms = norms_of(found)
         norms = torch.where(norms > _NO_NORM, norms, 1.0)
         cosine = (found[:, 0, 1] / (norms[:, 0] * norms[:, 1])).clamp(-1, 1)
