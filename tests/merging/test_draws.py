@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from remerge.merging.draws import uniform
+from remerge.merging.draws import keep, uniform
 
 
 def test_numbers_of_an_element_do_not_depend_on_what_is_asked_beside_it():
@@ -20,8 +20,15 @@ def test_numbers_of_an_element_do_not_depend_on_what_is_asked_beside_it():
 def test_they_are_numpys_philox():
     digest = hashlib.sha256(b"7|2|x").digest()
     generator = np.random.Philox(key=np.frombuffer(digest, "<u8", 2), counter=0)
-    expected = np.random.Generator(generator).random(33)
-    np.testing.assert_array_equal(uniform(7, 2, "x", 0, 33).numpy(), expected)
+    words = np.random.Generator(generator).integers(0, 2**32, 33, np.uint32)
+    np.testing.assert_array_equal(uniform(7, 2, "x", 0, 33).numpy(), words / 2**32)
+
+
+@pytest.mark.parametrize("density", [0.0, 0.3, 0.5, 1 - 2**-33, 1.0])
+def test_kept_are_those_below_the_density(density: float):
+    kept = keep(3, 1, "a.weight", 5, 1000, density)
+    expected = uniform(3, 1, "a.weight", 5, 1000) < density
+    assert torch.equal(kept, expected.double())
 
 
 @pytest.mark.parametrize("other", [(4, 0, "a"), (3, 1, "a"), (3, 0, "b")])

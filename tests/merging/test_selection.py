@@ -53,11 +53,13 @@ def check(values: np.ndarray, counts: list[int], sizes: list[int]) -> int:
 
     wanted = [(row, lambda _, k=count: k) for row, count in enumerate(counts)]
     for row, cut in enumerate(largest(blocks, wanted)):
-        taken = [
-            cut.taken(block[row], first).numpy() for first, block in streamed(values, [*sizes, 3])
-        ]
-        found = np.concatenate(taken) & (float32(values[row]) > 0)
-        np.testing.assert_array_equal(found, sorted_cut(values[row], counts[row]))
+        expected = sorted_cut(values[row], counts[row])
+        blocks_of_it = [(first, block[row]) for first, block in streamed(values, [*sizes, 3])]
+        kept = np.concatenate([cut.keep(v.clone(), first).numpy() for first, v in blocks_of_it])
+        left = np.concatenate([cut.drop(v.clone(), first).numpy() for first, v in blocks_of_it])
+        seen = float32(values[row]) > 0
+        np.testing.assert_array_equal(kept[seen], np.where(expected, values[row], 0.0)[seen])
+        np.testing.assert_array_equal(left[seen], np.where(expected, 0.0, values[row])[seen])
     return passes
 
 
@@ -114,25 +116,21 @@ def test_a_count_may_depend_on_how_many_are_not_zero():
 
     cut = largest(lambda: streamed(values, [4]), [(0, half)])[0]
     assert seen == [4]
-    assert cut.taken(torch.from_numpy(values[0]), 0).tolist() == [
-        False,
-        True,
-        False,
-        False,
-        False,
-        True,
-    ]
+    assert cut.keep(torch.from_numpy(values[0]), 0).tolist() == [0, 3, 0, 0, 0, 4]
 
 
 def test_several_cuts_of_one_row():
     values = np.arange(1.0, 11.0)[None]
     cuts = largest(lambda: streamed(values, [3]), [(0, lambda _: 2), (0, lambda _: 5)])
-    assert [int(cut.taken(torch.from_numpy(values[0]), 0).sum()) for cut in cuts] == [2, 5]
+    kept = [cut.keep(torch.tensor(values[0]), 0) for cut in cuts]
+    assert [int(v.count_nonzero()) for v in kept] == [2, 5]
 
 
 def test_everything_and_nothing():
-    values = torch.tensor([0.0, 1.0, torch.inf])
-    assert EVERYTHING.taken(values, 5).all()
-    assert not NOTHING.taken(values, 5).any()
+    values = torch.tensor([0.0, 1.0, 1e300])
+    assert EVERYTHING.keep(values.clone(), 5).equal(values)
+    assert not EVERYTHING.drop(values.clone(), 5).any()
+    assert not NOTHING.keep(values.clone(), 5).any()
+    assert NOTHING.drop(values.clone(), 5).equal(values)
     assert EVERYTHING.is_everything and not EVERYTHING.is_nothing
     assert NOTHING.is_nothing and not NOTHING.is_everything

@@ -146,7 +146,9 @@ def command(
     remerge merge ./base ./adapter -o merged --dry-run --json
     """
     if not inputs and recipe is None:
-        raise click.UsageError("Say what to merge: [BASE] ADAPTER..., or --recipe FILE.")
+        raise click.UsageError(
+            "Missing ADAPTER: say what to merge ([BASE] ADAPTER...), or give --recipe FILE."
+        )
     if recipe is None:
         _check_output(output, dry_run)
     asked = _asked(inputs, output, recipe, options)

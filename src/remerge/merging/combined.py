@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar, Protocol
 
 import torch
@@ -74,12 +75,12 @@ class Combined:
     def factors(self) -> tuple[Factor, ...]:
         return tuple(factor for step in self.steps for factor in step.factors)
 
-    @property
+    @cached_property
     def additive(self) -> bool:
         """Whether no delta depends on the base."""
         return all(term.additive for term in self.joint.terms)
 
-    @property
+    @cached_property
     def whole_rows(self) -> bool:
         return self.rule.whole_rows or any(
             isinstance(step, WholeRows) and step.whole_rows for step in self.steps
@@ -196,6 +197,8 @@ class Combined:
 
 def numbers_of(prepared: Prepared, adapter: int, step: int) -> Prepared:
     """The preparations of one step of one adapter, by their own names."""
+    if not prepared:
+        return prepared
     start = f"{adapter}.{step}."
     return {name[len(start) :]: v for name, v in prepared.items() if name.startswith(start)}
 

@@ -13,31 +13,29 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-# One step of Philox4x64's counter gives so many 64-bit numbers.
-_WORDS = 4
+# One step of Philox4x64's counter gives so many 32-bit numbers; more bits a chance needs not.
+_WORDS = 8
 
-Words = npt.NDArray[np.uint64]
+Words = npt.NDArray[np.uint32]
 
 
 def uniform(seed: int, adapter: int, tensor: str, first: int, count: int) -> torch.Tensor:
-    """Numbers in [0, 1), float64, 1-D: those of the elements ``[first, first + count)`` of a
-    tensor for the ``adapter``-th adapter.
+    """Multiples of 2^-32 in [0, 1), float64, 1-D: those of the elements ``[first, first + count)``
+    of a tensor for the ``adapter``-th adapter.
 
     The adapter counts by its place: one more behind it changes nothing, another order does.
     """
     words = _words(seed, adapter, tensor, first, count)
-    # The 53 high bits, as float64 holds them.
-    words >>= np.uint64(11)
-    return torch.as_tensor(words.astype(np.float64)).mul_(2.0**-53)
+    return torch.as_tensor(words.astype(np.float64)).mul_(2.0**-32)
 
 
-def drop(
+def keep(
     seed: int, adapter: int, tensor: str, first: int, count: int, density: float
 ) -> torch.Tensor:
-    """Where the numbers of `uniform` are not below ``density`` (0 to 1, 1 excluded), as booleans:
-    without making floats of them."""
-    least = math.ceil(density * 2**53) << 11
-    return torch.as_tensor(_words(seed, adapter, tensor, first, count) >= np.uint64(least))
+    """1 where the numbers of `uniform` are below ``density`` (0 to 1), else 0, in float64."""
+    words = _words(seed, adapter, tensor, first, count)
+    kept = words < math.ceil(density * 2**32)
+    return torch.as_tensor(kept.view(np.uint8)).to(torch.float64)
 
 
 def _words(seed: int, adapter: int, tensor: str, first: int, count: int) -> Words:
@@ -46,5 +44,6 @@ def _words(seed: int, adapter: int, tensor: str, first: int, count: int) -> Word
     generator = np.random.Philox(
         key=np.frombuffer(digest, "<u8", 2), counter=np.array([start, 0, 0, 0], dtype=np.uint64)
     )
-    words: Words = generator.random_raw(skip + count)
-    return words[skip:]
+    raw = generator.random_raw(-(-(skip + count) // 2))
+    words: Words = raw.astype("<u8", copy=False).view("<u4")
+    return words[skip : skip + count]

@@ -6,9 +6,13 @@ a selection must not. Of equal values the earlier ones come first, so that exact
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 # Keys of candidates that are held at once, of one search.
@@ -23,6 +27,8 @@ _AT_ONCE = 2**18
 
 # Blocks of values (rows, n) in order, each with the position of its first column.
 Blocks = Callable[[], Iterator[tuple[int, torch.Tensor]]]
+
+Keys = npt.NDArray[np.int32]
 
 # How many values are to be taken, of so many that are not zero.
 Count = Callable[[int], int]
@@ -43,21 +49,36 @@ class Cut:
     def is_nothing(self) -> bool:
         return self.key > _LARGEST
 
-    def taken(self, values: torch.Tensor, first: int) -> torch.Tensor:
-        """Which of these values, by their magnitudes and from position ``first`` on, are among the
-        largest."""
-        return ~self.left_out(values, first)
+    def keep(self, values: torch.Tensor, first: int) -> torch.Tensor:
+        """These values, which stand from position ``first`` on, those that are not among the
+        largest set to zero in place."""
+        if self.is_everything:
+            return values
+        if self.is_nothing:
+            return values.zero_()
+        bound = self._bound(first, first + values.numel())
+        if bound is None:
+            return values.masked_fill_(self._left_out(values, first), 0.0)
+        return values if bound < 0 else shrink(values, bound)
 
-    def left_out(self, values: torch.Tensor, first: int) -> torch.Tensor:
-        """Which of these values are not."""
+    def drop(self, values: torch.Tensor, first: int) -> torch.Tensor:
+        """The values, which are finite, those that are among the largest set to zero in place."""
+        if self.is_nothing:
+            return values
+        return values.sub_(self.keep(values.clone(), first))
+
+    def _bound(self, first: int, stop: int) -> float | None:
+        """The largest magnitude that is left out from ``first`` to ``stop``, negative if none is;
+        None where some of the values equal to ``key`` are taken there and some are not."""
+        if stop - 1 <= self.last:
+            return last_of(self.key - 1)
+        return last_of(self.key) if first > self.last else None
+
+    def _left_out(self, values: torch.Tensor, first: int) -> torch.Tensor:
+        """Which values are not taken, where some of those equal to ``key`` are."""
         keys = keys_of(values)
-        if first + keys.numel() - 1 <= self.last:
-            return keys < self.key
-        below = keys <= self.key
-        if self.last >= first:
-            early = torch.arange(keys.numel(), device=keys.device) <= self.last - first
-            below &= (keys != self.key) | ~early.view(keys.shape)
-        return below
+        early = torch.arange(keys.numel(), device=keys.device) <= self.last - first
+        return (keys < self.key) | ((keys == self.key) & ~early.view(keys.shape))
 
 
 EVERYTHING = Cut(-1, -1)
@@ -67,6 +88,26 @@ NOTHING = Cut(_LARGEST + 1, -1)
 def keys_of(values: torch.Tensor) -> torch.Tensor:
     """Integers (int32) that order magnitudes as float32 does."""
     return values.to(torch.float32, copy=True).abs_().view(torch.int32)
+
+
+@lru_cache  # asked for again with every tile
+def last_of(key: int) -> float:
+    """The largest float64 that has this key, or a smaller one; negative if there is none."""
+    if key < 0:
+        return -1.0
+    if key >= _LARGEST:
+        return math.inf
+    here, above = np.array([key, key + 1], np.int32).view(np.float32).astype(np.float64)
+    # float32 goes on after its largest number, where rounding is concerned.
+    middle = (here + min(above, 2.0**128)) / 2
+    # A value in the middle rounds to the even one.
+    return float(middle) if key % 2 == 0 else math.nextafter(middle, 0.0)
+
+
+def shrink(values: torch.Tensor, bound: float) -> torch.Tensor:
+    """The values, magnitudes up to ``bound`` set to zero in place: without a mask, whose branches
+    cost more than all else where it is random."""
+    return torch.ops.aten.hardshrink.out(values, bound, out=values)
 
 
 @dataclass
@@ -81,49 +122,52 @@ class _Search:
     key: int | None = None
     few: bool = False
     found: Cut | None = None
-    zeros: int = 0
-    bins: torch.Tensor = field(default_factory=lambda: torch.zeros(_COARSE, dtype=torch.int64))
+    bins: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(_COARSE, np.int64))
     # Whole buffers: small pieces that stay between large ones would keep memory from being reused.
-    waiting: torch.Tensor = field(default_factory=lambda: torch.empty(_AT_ONCE, dtype=torch.int32))
+    waiting: Keys = field(default_factory=lambda: np.empty(_AT_ONCE, np.int32))
     filled: int = 0
-    keys: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int32))
-    places: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    keys: Keys = field(default_factory=lambda: np.empty(0, np.int32))
+    places: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
 
-    def see(self, keys: torch.Tensor, first: int) -> None:
+    def see(self, keys: Keys, first: int) -> None:
         if self.key is not None:
             self._count_equal(keys, first, self.key)
         elif self.coarse is None:
-            self._wait(keys >> _LOW_BITS)
-            self.zeros += keys.numel() - int(torch.count_nonzero(keys))
+            self._wait(keys)
         else:
-            where = ((keys >> _LOW_BITS) == self.coarse).nonzero().flatten()
-            inside = keys[where]
+            # As unsigned numbers those below the bin are the largest: one comparison tells.
+            low = (keys - (self.coarse << _LOW_BITS)).view(np.uint32)
+            where = np.flatnonzero(low < _FINE)
             if self.few:
-                self._hold(inside, where + first)
+                self._hold(keys[where], where + first)
             else:
-                low = inside & (_FINE - 1)
-                self.bins += torch.bincount(low, minlength=_FINE).cpu()
+                self.bins += np.bincount(low[where], minlength=_FINE)
 
-    def _wait(self, coarse: torch.Tensor) -> None:
-        """Gather coarse keys until there are enough to be counted."""
-        for first in range(0, len(coarse), _AT_ONCE):
-            part = coarse[first : first + _AT_ONCE]
+    def _wait(self, keys: Keys) -> None:
+        """Gather keys until there are enough to be counted."""
+        for first in range(0, len(keys), _AT_ONCE):
+            part = keys[first : first + _AT_ONCE]
             if self.filled + len(part) > _AT_ONCE:
                 self._count_waiting()
             self.waiting[self.filled : self.filled + len(part)] = part
             self.filled += len(part)
 
     def _count_waiting(self) -> None:
-        self.bins += torch.bincount(self.waiting[: self.filled], minlength=_COARSE)
+        waiting = self.waiting[: self.filled]
+        coarse = torch.as_tensor(waiting >> _LOW_BITS)
+        counted = torch.bincount(coarse, minlength=_COARSE).numpy()
+        self.bins += counted
+        if counted[0]:
+            self.bins[0] -= len(waiting) - np.count_nonzero(waiting)
         self.filled = 0
 
-    def _hold(self, keys: torch.Tensor, places: torch.Tensor) -> None:
+    def _hold(self, keys: Keys, places: npt.NDArray[np.int64]) -> None:
         stop = self.filled + len(keys)
         self.keys[self.filled : stop], self.places[self.filled : stop] = keys, places
         self.filled = stop
 
-    def _count_equal(self, keys: torch.Tensor, first: int, key: int) -> None:
-        where = (keys == key).nonzero().flatten()
+    def _count_equal(self, keys: Keys, first: int, key: int) -> None:
+        where = np.flatnonzero(keys == key)
         if 0 < self.left <= len(where):
             self.found = Cut(key, first + int(where[self.left - 1]))
         self.left -= len(where)
@@ -131,7 +175,7 @@ class _Search:
     def close(self) -> None:
         """After a pass: the cut, or a narrower place for it."""
         if self.few:
-            order = torch.argsort(self.keys, descending=True, stable=True)
+            order = np.argsort(-self.keys, kind="stable")
             last = order[self.left - 1]
             self.found = Cut(int(self.keys[last]), int(self.places[last]))
         elif self.coarse is None:
@@ -142,7 +186,6 @@ class _Search:
 
     def _choose_coarse(self) -> None:
         self._count_waiting()
-        self.bins[0] -= self.zeros
         total = int(self.bins.sum())
         self.left = self.count(total)
         if self.left <= 0:
@@ -153,16 +196,16 @@ class _Search:
             self.coarse, inside = self._descend()
             self.few = inside <= _HELD
             if self.few:
-                self.keys = torch.empty(inside, dtype=torch.int32)
-                self.places = torch.empty(inside, dtype=torch.int64)
-            self.bins = torch.zeros(_FINE, dtype=torch.int64)
+                self.keys = np.empty(inside, np.int32)
+                self.places = np.empty(inside, np.int64)
+            self.bins = np.zeros(_FINE, np.int64)
 
     def _descend(self) -> tuple[int, int]:
         """The bin in which the last value to be taken lies, and how many lie in it; those of the
         bins above are taken."""
         # Counted from the largest: the first bin with which there are enough.
-        reached = self.bins.flip(0).cumsum(0)
-        place = int((reached >= self.left).to(torch.int8).argmax())
+        reached = np.cumsum(self.bins[::-1])
+        place = int(np.argmax(reached >= self.left))
         chosen = len(self.bins) - 1 - place
         inside = int(self.bins[chosen])
         self.left -= int(reached[place]) - inside
@@ -179,11 +222,11 @@ def largest(blocks: Blocks, wanted: Sequence[tuple[int, Count]]) -> list[Cut]:
     searches = [(row, _Search(count)) for row, count in wanted]
     while any(search.found is None for _, search in searches):
         for first, values in blocks():
-            keys: dict[int, torch.Tensor] = {}
+            keys: dict[int, Keys] = {}
             for row, search in searches:
                 if search.found is None:
                     if row not in keys:
-                        keys[row] = keys_of(values[row])
+                        keys[row] = keys_of(values[row]).cpu().numpy()
                     search.see(keys[row], first)
         for _, search in searches:
             if search.found is None:

@@ -20,7 +20,7 @@ from remerge.merging.combined import Combined, Deltas
 from remerge.merging.methods.joining import Joining, add_up
 from remerge.merging.methods.method import Joint, Method, Parameters, Shares
 from remerge.merging.methods.signs import Majority
-from remerge.merging.methods.trimming import Measured, Share, cut_of, cuts, position
+from remerge.merging.methods.trimming import Measured, Share, cuts, cuts_of, position
 
 
 class BreadcrumbsParameters(Parameters):
@@ -60,14 +60,9 @@ class Breadcrumbs:
         return {"cuts": cuts(deltas, shares, asked.scope)}
 
     def combine(self, deltas: torch.Tensor, window: Window, prepared: Prepared) -> torch.Tensor:
-        first = position(window, self.columns)
-        for number, delta in enumerate(deltas):
-            outliers, kept = (cut_of(prepared["cuts"], 2 * number + end) for end in (0, 1))
-            if outliers.is_nothing and kept.is_everything:
-                continue
-            sizes = delta.abs()
-            stays = kept.taken(sizes, first) & ~outliers.taken(sizes, first)
-            delta.masked_fill_(~stays, 0.0)
+        first, found = position(window, self.columns), cuts_of(prepared)
+        for delta, outliers, kept in zip(deltas, found[::2], found[1::2], strict=True):
+            outliers.drop(kept.keep(delta, first), first)
         return self.joining.join(deltas)
 
 

@@ -17,7 +17,7 @@ from pydantic import Field
 
 from remerge.adapters.deltas import Delta, Prepared, Window
 from remerge.merging.combined import Combined, Deltas
-from remerge.merging.draws import drop
+from remerge.merging.draws import keep
 from remerge.merging.methods.joining import Joining, add_up
 from remerge.merging.methods.method import Joint, Method, Parameters, Shares
 from remerge.merging.methods.rescaling import Rescale, multiply, ratios
@@ -74,8 +74,7 @@ class Dare:
         for adapter, (delta, density) in enumerate(zip(deltas, asked.density, strict=True)):
             if self.joint.touching[adapter] and density < 1.0:
                 place = adapter, self.joint.tensor, first, delta.numel()
-                dropped = drop(asked.seed, *place, density).view(delta.shape)
-                delta.masked_fill_(dropped.to(delta.device), 0.0)
+                delta *= keep(asked.seed, *place, density).view(delta.shape).to(delta.device)
         return deltas
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
@@ -103,9 +104,9 @@ class Della:
                 draws = uniform(asked.seed, adapter, self.joint.tensor, first, delta.numel())
                 # A vector, seen as a column, is one row.
                 row = delta.view(1, -1) if self.joint.is_vector else delta
-                chances = _chances(row, density, epsilon)
-                chances = chances.view(delta.shape)
-                delta.masked_fill_(draws.view(delta.shape).to(delta.device) >= chances, 0.0)
+                chances = _chances(row, density, epsilon).view(delta.shape)
+                draws = draws.view(delta.shape).to(delta.device)
+                delta *= (draws < chances).view(torch.uint8).to(delta.dtype)
                 if rescale:
                     delta /= chances
         return deltas
@@ -116,10 +117,15 @@ def _chances(delta: torch.Tensor, density: float, epsilon: float) -> torch.Tenso
     columns = delta.shape[1]
     if columns == 1:
         return torch.full_like(delta, density)
-    order = torch.argsort(keys_of(delta), dim=1, descending=True, stable=True)
-    ranks = torch.arange(columns - 1, -1, -1, dtype=delta.dtype, device=delta.device)
-    by_rank = ranks.mul_(2 * epsilon / (columns - 1)).add_(density - epsilon)
-    return torch.empty_like(delta).scatter_(1, order, by_rank.expand_as(delta))
+    # Keys with their places behind them, the last first: so sorting needs no order of equals.
+    ranked = keys_of(delta).cpu().numpy().astype(np.int64)
+    ranked <<= 32
+    ranked |= np.arange(columns - 1, -1, -1)
+    ranked.sort(axis=1)
+    places = torch.as_tensor(columns - 1 - (ranked & 0xFFFFFFFF)).to(delta.device)
+    by_rank = torch.arange(columns, dtype=delta.dtype, device=delta.device)
+    by_rank.mul_(2 * epsilon / (columns - 1)).add_(density - epsilon)
+    return torch.empty_like(delta).scatter_(1, places, by_rank.expand_as(delta))
 
 
 def _combine(joint: Joint, parameters: DellaParameters) -> tuple[Delta, ...]:

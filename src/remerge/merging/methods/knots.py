@@ -142,8 +142,7 @@ class Knots:
         weights = [weight for _, weight in self.block.adapters]
         for first, values in self._aligned(prepared, reader()):
             for delta, cut in zip(values, self._cuts_of(prepared), strict=True):
-                if not cut.is_everything:
-                    delta *= cut.taken(delta, first)
+                cut.keep(delta, first)
             found.append(mean_of_agreeing(values, weights))
         return torch.cat(found)
 

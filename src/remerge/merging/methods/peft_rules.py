@@ -76,8 +76,8 @@ class PeftRule:
                 share = self.density[adapter]
                 drawn = uniform(self.seed, adapter, key, first, matrix.numel())
                 matrix *= (drawn.view(matrix.shape) < share) / share
-            elif not cut.is_everything:
-                matrix *= cut.taken(matrix, first)
+            else:
+                cut.keep(matrix, first)
         if self.elects:
             return mean_of_agreeing(values, weights, self.majority)
         return weighted_total(values, weights)

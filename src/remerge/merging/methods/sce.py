@@ -21,8 +21,9 @@ from pydantic import Field
 from remerge.adapters.deltas import Delta, Prepared, Window
 from remerge.merging.combined import Combined, Deltas
 from remerge.merging.methods.method import Joint, Method, Parameters
-from remerge.merging.methods.signs import added, agreeing
-from remerge.merging.methods.trimming import as_tensor, cut_of, position
+from remerge.merging.methods.signs import added, turn, weighted_counts
+from remerge.merging.methods.trimming import as_tensor, cuts_of, position
+from remerge.merging.methods.weighted import weighted_sum
 from remerge.merging.selection import NOTHING, largest
 
 _SMALLEST = 1e-6
@@ -76,20 +77,17 @@ class Sce:
     def _select(self, deltas: torch.Tensor, window: Window, prepared: Prepared) -> torch.Tensor:
         """The deltas without the values whose variance is too small, in place."""
         if "cuts" in prepared:
-            cut = cut_of(prepared["cuts"], 0)
-            taken = cut.taken(_variance(deltas), position(window, self.columns))
-            deltas.masked_fill_(~taken, 0.0)
+            cut = cuts_of(prepared)[0]
+            # No variance is negative: what is kept is 1.
+            deltas *= cut.keep(_variance(deltas), position(window, self.columns)).sign_()
         return deltas
 
     def combine(self, deltas: torch.Tensor, window: Window, prepared: Prepared) -> torch.Tensor:
         kept = self._select(deltas, window, prepared)
-        agree = agreeing(kept, "total")
-        total, divisor = torch.zeros_like(kept[0]), torch.zeros_like(kept[0])
-        for number, (delta, mask) in enumerate(zip(kept, agree, strict=True)):
-            weight = float(prepared["weights"][number])
-            total.add_(delta.mul_(mask), alpha=weight)
-            divisor.add_(mask, alpha=weight)
-        return total.div_(divisor.clamp_(min=_SMALLEST))
+        weights = [float(weight) for weight in prepared["weights"]]
+        signs = turn(kept, "total")
+        total = weighted_sum(kept, weights).mul_(signs)
+        return total.div_(weighted_counts(kept, weights).clamp_(min=_SMALLEST))
 
 
 def _variance(deltas: torch.Tensor) -> torch.Tensor:

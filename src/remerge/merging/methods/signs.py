@@ -30,9 +30,7 @@ def elect(
     for delta, weight in zip(deltas, weights, strict=True):
         if weight != 1.0:
             delta *= weight
-    # Turned to the elected sign, what agrees is positive.
-    signs = elected(deltas, majority)
-    deltas.mul_(signs).clamp_(min=0.0)
+    signs = turn(deltas, majority)
     total = added(deltas).mul_(signs)
     if not normalize:
         return total
@@ -41,10 +39,18 @@ def elect(
     return total.div_(divisor.masked_fill_(nothing, 1.0))
 
 
+def turn(deltas: torch.Tensor, majority: Majority) -> torch.Tensor:
+    """The elected signs; the deltas become the sizes of what agrees with them, else zero."""
+    signs = elected(deltas, majority)
+    deltas.mul_(signs).clamp_(min=0.0)
+    return signs
+
+
 def elected(deltas: torch.Tensor, majority: Majority) -> torch.Tensor:
     """The elected sign of every value, 1 or -1; a tie elects plus."""
     votes = added(deltas.sign() if majority == "frequency" else deltas)
-    return torch.where(votes >= 0, 1.0, -1.0).to(deltas.dtype)
+    # In place, and without a mask: -1, 0, 1 become -0.5, 0.5, 1.5.
+    return votes.sign_().add_(0.5).sign_()
 
 
 def weighted_counts(kept: torch.Tensor, weights: Sequence[float]) -> torch.Tensor:

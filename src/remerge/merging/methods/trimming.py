@@ -31,8 +31,10 @@ def cuts(deltas: Deltas, shares: Sequence[Share], measured: Measured) -> torch.T
     return as_tensor(_find([deltas], shares))
 
 
-def cut_of(cuts: torch.Tensor, number: int) -> Cut:
-    return Cut(int(cuts[number, 0]), int(cuts[number, 1]))
+def cuts_of(prepared: Prepared) -> list[Cut]:
+    """The cuts of a preparation, in their order."""
+    keys, lasts = prepared["cuts"].cpu().numpy().T
+    return [Cut(int(key), int(last)) for key, last in zip(keys, lasts, strict=True)]
 
 
 def position(window: Window, columns: int) -> int:
@@ -44,12 +46,9 @@ def keep_largest(
     deltas: torch.Tensor, window: Window, columns: int, prepared: Prepared
 ) -> torch.Tensor:
     """The deltas with all values set to zero that ``prepared["cuts"]`` leave, in place."""
-    for number, delta in enumerate(deltas):
-        cut = cut_of(prepared["cuts"], number)
-        if cut.is_nothing:
-            delta.zero_()
-        elif not cut.is_everything:
-            delta.masked_fill_(cut.left_out(delta, position(window, columns)), 0.0)
+    first = position(window, columns)
+    for cut, delta in zip(cuts_of(prepared), deltas, strict=True):
+        cut.keep(delta, first)
     return deltas
 
 
