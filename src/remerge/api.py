@@ -135,7 +135,7 @@ def merge(
         inputs,
         made,
         Path(output),
-        Resources.of(budget, threads, quantised=made.decodes),
+        Resources.of(budget, threads, quantised=made.decodes, combines=made.combines),
         device=where,
         started=started,
         overwrite=overwrite,

@@ -8,8 +8,8 @@ from contextlib import suppress
 # Of glibc's <malloc.h>.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 # The buffers of a tile, which are used again and again, are smaller; what is larger is rare.
-_LARGE = 2**22
-_KEPT = 2**24
+_LARGE = 2**24
+_KEPT = 2**25
 
 
 def reuse_freed_memory() -> None:

@@ -132,7 +132,7 @@ def print_plan(plan: Plan, labels: Sequence[str], max_memory: str, *, verbose: b
 
 def _memory(plan: Plan, max_memory: str) -> int:
     budget = parse_size(max_memory, "--max-memory")
-    return forecast(budget, None, quantised=plan.decodes)
+    return forecast(budget, None, quantised=plan.decodes, combines=plan.combines)
 
 
 def combination(recipe: Recipe, labels: Sequence[str]) -> dict[str, Any]:

@@ -14,6 +14,8 @@ _CHUNK = 2**24
 _SMALLEST_CHUNK = 2**20
 # What a thread takes to unpack codes, or to pack them again.
 _CODES = 128 * 2**20
+# What a thread takes to combine full deltas.
+_DELTAS = 64 * 2**20
 
 
 @dataclass(frozen=True)
@@ -25,25 +27,38 @@ class Resources:
 
     @classmethod
     def of(
-        cls, max_memory: int, threads: int | None = None, *, quantised: bool = False
+        cls,
+        max_memory: int,
+        threads: int | None = None,
+        *,
+        quantised: bool = False,
+        combines: bool = False,
     ) -> Resources:
         """Two threads a processor, and one: while some wait for the disk, others compute.
 
-        ``quantised`` says that the base is, and has to be decoded.
+        ``quantised`` says that the base is, and has to be decoded; ``combines`` that full deltas of
+        several adapters are combined: then the disk waits for the processors.
         """
-        count = threads or min(2 * (os.cpu_count() or 1) + 1, 16)
-        room, codes = max(max_memory - RESIDENT, 0), _CODES if quantised else 0
-        while count > 1 and (room // count - codes) // 3 < _SMALLEST_CHUNK:
+        processors = os.cpu_count() or 1
+        count = threads or min(processors if combines else 2 * processors + 1, 16)
+        room, other = max(max_memory - RESIDENT, 0), _beside(quantised, combines)
+        while count > 1 and (room // count - other) // 3 < _SMALLEST_CHUNK:
             count -= 1
-        chunk = max(_SMALLEST_CHUNK, min(_CHUNK, (room // count - codes) // 3))
+        chunk = max(_SMALLEST_CHUNK, min(_CHUNK, (room // count - other) // 3))
         return cls(count, chunk - chunk % _SMALLEST_CHUNK)
 
 
-def forecast(max_memory: int, threads: int | None, *, quantised: bool) -> int:
+def _beside(quantised: bool, combines: bool) -> int:
+    """What a thread takes beside the buffers of its chunk."""
+    return _CODES * quantised + _DELTAS * combines
+
+
+def forecast(
+    max_memory: int, threads: int | None, *, quantised: bool, combines: bool = False
+) -> int:
     """Peak resident bytes to expect of a run with this budget, adapter apart."""
-    resources = Resources.of(max_memory, threads, quantised=quantised)
-    room = resources.chunk + (_CODES if quantised else 0)
-    return RESIDENT + resources.threads * room
+    resources = Resources.of(max_memory, threads, quantised=quantised, combines=combines)
+    return RESIDENT + resources.threads * (resources.chunk + _beside(quantised, combines))
 
 
 def peak_memory() -> int:

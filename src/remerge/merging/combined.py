@@ -26,8 +26,9 @@ from remerge.adapters.deltas import (
 )
 from remerge.merging.methods.method import Joint, Term
 
-# Values of all deltas together that are at hand at once: they stay in a core's cache.
-_ELEMENTS = 2**18
+# Values of all deltas together that are at hand at once, 8 MiB: with fewer, threads wait for each
+# other's Python; with more, memory grows and nothing is faster.
+_ELEMENTS = 2**20
 
 
 class Rule(Protocol):
@@ -100,8 +101,7 @@ class Combined:
             rows = wider
 
     def parts(self, rows: range, columns: int) -> Iterator[range]:
-        """Rows in order, a few at a time that can be changed alone, which with all deltas stay in
-        a core's cache."""
+        """Rows in order, a few at a time that can be changed alone."""
         step = max(1, _ELEMENTS // (len(self.joint.terms) * columns))
         first = rows.start
         while first < rows.stop:

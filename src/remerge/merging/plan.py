@@ -20,6 +20,7 @@ import torch
 
 from remerge.adapters.adapter import Adapter
 from remerge.adapters.deltas import Changes, step_name
+from remerge.merging.combined import Combined
 from remerge.merging.merged import MergedCheckpoint
 from remerge.merging.recipe import Recipe
 from remerge.merging.tensor_plan import TensorPlan
@@ -142,6 +143,12 @@ class Plan:
         return any(
             origin is not None and not isinstance(origin, StoredTensor) for origin in origins
         )
+
+    @property
+    def combines(self) -> bool:
+        """Whether full deltas of several adapters are combined."""
+        changes = (plan.touched_by for plan in self.tensors.values())
+        return any(isinstance(s, Combined) for c in changes if c is not None for s in c.steps)
 
     @property
     def bytes_to_write(self) -> int:

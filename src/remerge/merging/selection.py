@@ -136,8 +136,9 @@ class _Search:
             self._wait(keys)
         else:
             # As unsigned numbers those below the bin are the largest: one comparison tells.
-            low = (keys - (self.coarse << _LOW_BITS)).view(np.uint32)
-            where = np.flatnonzero(low < _FINE)
+            start, size = _bin(self.coarse)
+            low = (keys - start).view(np.uint32)
+            where = np.flatnonzero(low < size)
             if self.few:
                 self._hold(keys[where], where + first)
             else:
@@ -182,7 +183,7 @@ class _Search:
             self._choose_coarse()
         elif self.key is None:
             chosen, _ = self._descend()
-            self.key = (self.coarse << _LOW_BITS) + chosen
+            self.key = _bin(self.coarse)[0] + chosen
 
     def _choose_coarse(self) -> None:
         self._count_waiting()
@@ -210,6 +211,12 @@ class _Search:
         inside = int(self.bins[chosen])
         self.left -= int(reached[place]) - inside
         return chosen, inside
+
+
+def _bin(coarse: int) -> tuple[int, int]:
+    """The first key of a coarse bin and how many there are; zero, which is never taken, is none."""
+    start = max(coarse << _LOW_BITS, 1)
+    return start, ((coarse + 1) << _LOW_BITS) - start
 
 
 def largest(blocks: Blocks, wanted: Sequence[tuple[int, Count]]) -> list[Cut]:

@@ -81,7 +81,7 @@ def verify(
             output, manifest, inputs, plan, max_memory, threads, device=device, report=report
         )
     sink = _Comparer(output)
-    resources = Resources.of(max_memory, threads, quantised=plan.decodes)
+    resources = Resources.of(max_memory, threads, quantised=plan.decodes, combines=plan.combines)
     twins = {file.twin.name for file in plan.files if file.twin is not None}
     unread = [shard for shard in plan.base.shards if shard.name not in twins]
     with plan.open(device) as merged:
