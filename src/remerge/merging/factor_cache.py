@@ -9,7 +9,9 @@ import torch
 
 from remerge.adapters.deltas import Factor
 
-_FACTOR_BUDGET = 2**26
+# Widened factors that are kept: those of the tensors at hand, of eight adapters too. Tensors come
+# one after the other, so that more would only be kept, not used again.
+_FACTOR_BUDGET = 2**28
 # Both factors of a few tensors stay however large they are: without them every tile would read
 # them again.
 _LEAST_FACTORS = 6
@@ -18,9 +20,8 @@ _LEAST_FACTORS = 6
 class FactorCache:
     """Widened adapter factors, the most recently used of them, for all threads."""
 
-    def __init__(self, device: torch.device, budget: int) -> None:
+    def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._budget = max(budget, _FACTOR_BUDGET)
         self._held: OrderedDict[int, tuple[Factor, torch.Tensor]] = OrderedDict()
         self._lock = Lock()
         self._loading = Lock()
@@ -37,7 +38,7 @@ class FactorCache:
             values = factor.read().to(self._device, torch.float64)
             with self._lock:
                 self._held[id(factor)] = (factor, values)
-                while len(self._held) > _LEAST_FACTORS and self._size() > self._budget:
+                while len(self._held) > _LEAST_FACTORS and self._size() > _FACTOR_BUDGET:
                     self._held.popitem(last=False)
             return values
 

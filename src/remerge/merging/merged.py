@@ -31,16 +31,12 @@ from remerge.sources.reading import Reader, Source
 
 @dataclass
 class MergedCheckpoint(Mapping[str, "MergedTensor"]):
-    """A base with an adapter's changes, read tensor by tensor or row by row.
-
-    ``adapter_bytes`` bounds what is kept of the adapter's widened factors.
-    """
+    """A base with an adapter's changes, read tensor by tensor or row by row."""
 
     base: Checkpoint
     plans: Mapping[str, TensorPlan]
     config: Mapping[str, Any]
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    adapter_bytes: int = 0
     prepared: dict[str, Sequence[Prepared]] = field(default_factory=dict[str, Sequence[Prepared]])
     _measured: dict[str, Mapping[str, torch.Tensor]] = field(
         default_factory=dict[str, Mapping[str, torch.Tensor]]
@@ -49,7 +45,7 @@ class MergedCheckpoint(Mapping[str, "MergedTensor"]):
     _local: Any = field(default_factory=local)
 
     def __post_init__(self) -> None:
-        self._factors = FactorCache(self.device, self.adapter_bytes)
+        self._factors = FactorCache(self.device)
         self.reader = Reader(self.base)
 
     def __getitem__(self, name: str) -> MergedTensor:

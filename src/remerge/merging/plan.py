@@ -103,7 +103,7 @@ class Plan:
 
     def open(self, device: torch.device) -> MergedCheckpoint:
         """The result as a mapping that computes on read."""
-        return MergedCheckpoint(self.base, self.tensors, self.config, device, self.adapter_bytes)
+        return MergedCheckpoint(self.base, self.tensors, self.config, device)
 
     @property
     def adapter_bytes(self) -> int:

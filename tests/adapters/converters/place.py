@@ -94,7 +94,7 @@ def plan(base: Path, adapter: Path) -> MergedCheckpoint:
     opened = open_adapter(adapter).for_base(readable)
     changes = read_changes(readable, opened)
     plans = plan_tensors(checkpoint, readable, changes, Recipe())
-    return MergedCheckpoint(checkpoint, plans, checkpoint.config, adapter_bytes=opened.nbytes)
+    return MergedCheckpoint(checkpoint, plans, checkpoint.config)
 
 
 def merged(base: Path, adapter: Path) -> Tensors:
