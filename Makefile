@@ -5,8 +5,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 # An environment of its own: what mergekit asks for must not decide what remerge is tested with.
 MERGEKIT := .venv-mergekit
+# Environments of engines, as users install them, and of what tests compare them with.
+ENGINES := .engines
 
-.PHONY: demo test slow-test mergekit-test check bench clean
+.PHONY: demo test slow-test mergekit-test engine-test check bench clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -22,17 +24,26 @@ $(MERGEKIT)/installed: constraints.txt constraints-mergekit.txt
 		-c constraints.txt -c constraints-mergekit.txt mergekit
 	touch $@
 
+$(ENGINES)/installed: $(VENV)/installed src/remerge/engines/llama_cpp.py constraints-oracle.txt
+	XDG_CACHE_HOME=$(abspath $(ENGINES)) $(BIN)/remerge engines install llama.cpp
+	$(PYTHON) -m venv $(ENGINES)/oracle
+	$(ENGINES)/oracle/bin/pip install -q --disable-pip-version-check -c constraints-oracle.txt cyllama
+	touch $@
+
 demo: $(VENV)/installed
 	$(BIN)/python scripts/demo.py
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -q -n 2 -m "not slow and not mergekit"
+	$(BIN)/python -m pytest -q -n 2 -m "not slow and not mergekit and not engine"
 
 slow-test: $(VENV)/installed
 	$(BIN)/python -m pytest -q -n 2 -m slow
 
 mergekit-test: $(VENV)/installed $(MERGEKIT)/installed
 	$(BIN)/python -m pytest -q -n 2 -m mergekit
+
+engine-test: $(ENGINES)/installed
+	$(BIN)/python -m pytest -q -n 2 --dist loadgroup -m engine
 
 check: $(VENV)/installed
 	$(BIN)/ruff check .
@@ -43,4 +54,4 @@ bench: $(VENV)/installed
 	$(BIN)/python benchmarks/bench.py $(BENCH)
 
 clean:
-	rm -rf $(VENV) $(MERGEKIT)
+	rm -rf $(VENV) $(MERGEKIT) $(ENGINES)

@@ -28,6 +28,7 @@ from remerge.validation.verify import VerifyReport
 if TYPE_CHECKING:
     from remerge.artefacts.extracting import ExtractionResult
     from remerge.artefacts.making_adapter import AdapterResult
+    from remerge.artefacts.making_gguf import GgufResult
 
 Source = str | Path
 
@@ -47,7 +48,9 @@ class PlanOptions(TypedDict, total=False):
     ``requantize`` (``same``): what a quantised base is taken for and written as.
     ``expert_packing``: auto, rank-major or expert-major. ``max_shard_size`` in bytes or as ``5GB``;
     ``tokenizer``: auto, base, adapter, or one of several by name; ``copy_code``: carry the base's
-    .py files. ``to``: safetensors, or adapter for `combine`. ``max_memory`` changes no byte;
+    .py files. ``to``: safetensors, adapter for `combine`, or ``gguf:Q4_K_M`` and the like for
+    `merge_gguf`, with ``tensor_type`` (``PATTERN=TYPE``) and ``via`` (bfloat16: quantise what a
+    checkpoint of that dtype holds). ``max_memory`` changes no byte;
     ``progress`` allows the Hub's download bars, which appear on a terminal only.
     """
 
@@ -65,6 +68,8 @@ class PlanOptions(TypedDict, total=False):
     tokenizer: str
     copy_code: bool
     to: str
+    tensor_type: Sequence[str]
+    via: str | None
     max_memory: int | str
     progress: bool
 
@@ -129,8 +134,9 @@ def merge(
         raise UsageError(f"retention {retention!r} is not known.", hint="Choose sample or full.")
     where = _device(device)
     inputs, made, budget = _planned(base, adapters, options)
-    if made.recipe.format == "adapter":
-        raise UsageError("An adapter is made by combine.", hint="Call remerge.combine.")
+    if made.recipe.format != "safetensors":
+        call = {"adapter": "combine", "gguf": "merge_gguf"}[made.recipe.format]
+        raise UsageError("merge writes checkpoints alone.", hint=f"Call remerge.{call}.")
     return make(
         inputs,
         made,
@@ -175,6 +181,41 @@ def combine(
         max_memory=budget,
         threads=threads,
         device=where,
+        started=started,
+        overwrite=overwrite,
+        report=report,
+    )
+
+
+def merge_gguf(
+    base: Source | None,
+    adapters: Source | Sequence[Source],
+    output: Source,
+    *,
+    overwrite: bool = False,
+    threads: int | None = None,
+    engine_python: Mapping[str, str] | None = None,
+    report: Report = _silent,
+    **options: Unpack[PlanOptions],
+) -> GgufResult:
+    """Merge and quantise into one GGUF file for llama.cpp in ``output``, in one pass.
+
+    Options are those of `merge`, ``to`` a ``gguf:TYPE``. The work is done in llama.cpp's
+    environment (``remerge engines install llama.cpp``), or by the interpreter that
+    ``engine_python`` names for it.
+    """
+    from remerge.artefacts.making_gguf import make_gguf
+
+    started = time.time()
+    inputs, made, _ = _planned(base, adapters, options)
+    if made.recipe.gguf is None:
+        raise UsageError("merge_gguf needs to=gguf:TYPE.", hint="For example gguf:Q4_K_M.")
+    return make_gguf(
+        inputs,
+        made,
+        Path(output),
+        threads=threads,
+        pythons=engine_python or {},
         started=started,
         overwrite=overwrite,
         report=report,

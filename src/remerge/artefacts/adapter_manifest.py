@@ -6,14 +6,12 @@ absolute path.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from remerge.artefacts.manifest import MANIFEST, FileRecord, InputRecord
-from remerge.errors import BadInput
+from remerge.artefacts.manifest import MANIFEST, FileRecord, InputRecord, parsed
 from remerge.merging.recipe import Recipe
 
 _MARK = b'"remerge-adapter/'
@@ -56,12 +54,6 @@ class AdapterManifest(BaseModel):
     versions: dict[str, str]
 
 
-def to_bytes(manifest: AdapterManifest) -> bytes:
-    """The manifest as it stands on disk."""
-    document = manifest.model_dump(mode="json")
-    return (json.dumps(document, indent=2, ensure_ascii=False, sort_keys=True) + "\n").encode()
-
-
 def is_combined(directory: Path) -> bool:
     """Whether a directory holds an adapter that combines others, by its manifest."""
     path = directory / MANIFEST
@@ -71,9 +63,4 @@ def is_combined(directory: Path) -> bool:
 def read_adapter_manifest(directory: Path) -> AdapterManifest:
     """The manifest of a new adapter; raises `BadInput` when it is no valid one."""
     path = directory / MANIFEST
-    try:
-        return AdapterManifest.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        first: Any = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise BadInput(f"{path} is not a valid manifest ({where}: {first['msg']}).") from error
+    return parsed(path, path.read_bytes(), AdapterManifest)

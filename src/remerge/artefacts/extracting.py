@@ -22,9 +22,8 @@ from remerge.artefacts.extraction_manifest import (
     ExtractionManifest,
     ExtractionOptions,
     TensorRecord,
-    to_bytes,
 )
-from remerge.artefacts.manifest import MANIFEST, FileRecord, InputRecord
+from remerge.artefacts.manifest import MANIFEST, FileRecord, InputRecord, to_bytes
 from remerge.artefacts.recording import file_record, input_name, input_record
 from remerge.errors import BadInput
 from remerge.merging.budget import peak_memory

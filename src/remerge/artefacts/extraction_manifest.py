@@ -6,7 +6,6 @@ stack, and holds no absolute path.
 
 from __future__ import annotations
 
-import json
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -59,9 +58,3 @@ class ExtractionManifest(BaseModel):
     explained_energy: float
     notes: tuple[str, ...]
     versions: dict[str, str]
-
-
-def to_bytes(manifest: ExtractionManifest) -> bytes:
-    """The manifest as it stands on disk."""
-    document = manifest.model_dump(mode="json")
-    return (json.dumps(document, indent=2, ensure_ascii=False, sort_keys=True) + "\n").encode()

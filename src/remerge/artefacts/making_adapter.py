@@ -15,7 +15,6 @@ from remerge.artefacts.adapter_manifest import (
     FactorRecord,
     is_combined,
     read_adapter_manifest,
-    to_bytes,
 )
 from remerge.artefacts.digests import (
     adapter_digests,
@@ -23,7 +22,7 @@ from remerge.artefacts.digests import (
     input_digests,
 )
 from remerge.artefacts.making import Report, prepare_into, remember, write_side_file
-from remerge.artefacts.manifest import MANIFEST, PREPARATIONS, FileRecord
+from remerge.artefacts.manifest import MANIFEST, PREPARATIONS, FileRecord, to_bytes
 from remerge.artefacts.recording import adapter_records, file_record, input_name, input_record
 from remerge.errors import BadInput
 from remerge.merging.adapter_factors import Factors

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from remerge.artefacts.conflict_report import ConflictReport
 from remerge.errors import BadInput
 from remerge.merging.recipe import Recipe
+
+M = TypeVar("M", bound=BaseModel)
 
 MANIFEST = "remerge.json"
 PROVENANCE = "provenance.json"
@@ -89,8 +91,8 @@ class Manifest(BaseModel):
     versions: dict[str, str]
 
 
-def to_bytes(manifest: Manifest) -> bytes:
-    """The manifest as it stands on disk."""
+def to_bytes(manifest: BaseModel) -> bytes:
+    """A manifest, of whatever kind, as it stands on disk."""
     document = manifest.model_dump(mode="json")
     return (json.dumps(document, indent=2, ensure_ascii=False, sort_keys=True) + "\n").encode()
 
@@ -111,8 +113,13 @@ def read_manifest(directory: Path) -> Manifest:
             f"{directory} is an adapter that `remerge extract` found, not a merge.",
             hint=f"Merge it: remerge merge BASE {directory} -o OUT.",
         )
+    return parsed(path, content, Manifest)
+
+
+def parsed(path: Path, content: bytes, kind: type[M]) -> M:
+    """A manifest of one kind from the bytes of ``path``; raises `BadInput` when it is none."""
     try:
-        return Manifest.model_validate_json(content)
+        return kind.model_validate_json(content)
     except ValidationError as error:
         first: Any = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])

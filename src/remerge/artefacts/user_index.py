@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any, cast
 
 from remerge.merging.plan import digest_of
+from remerge.sources.user_directories import cache_directory, data_directory
 
 _LIMIT = 10_000
 
 
 def known_digest(path: Path) -> str | None:
     """SHA-256 of a file that was read before and has not changed since, by its status."""
-    found = _read(_cache(), "digests.json").get(_key(path))
+    found = _read(cache_directory(), "digests.json").get(_key(path))
     return found if isinstance(found, str) else None
 
 
@@ -29,18 +30,18 @@ def remember_digests(digests: Mapping[Path, str]) -> None:
     """Keep digests for `known_digest`."""
     with suppress(OSError):
         known = {_key(path): digest for path, digest in digests.items()}
-        _update(_cache(), "digests.json", known)
+        _update(cache_directory(), "digests.json", known)
 
 
 def remember_location(files: Mapping[str, str], path: Path) -> None:
     """Keep where an input with these files (name -> SHA-256) lies."""
     with suppress(OSError):
-        _update(_data(), "locations.json", {digest_of(dict(files)): str(path.resolve())})
+        _update(data_directory(), "locations.json", {digest_of(dict(files)): str(path.resolve())})
 
 
 def location(files: Mapping[str, str]) -> Path | None:
     """Where an input with these files was last seen."""
-    found = _read(_data(), "locations.json").get(digest_of(dict(files)))
+    found = _read(data_directory(), "locations.json").get(digest_of(dict(files)))
     return Path(found) if isinstance(found, str) else None
 
 
@@ -48,22 +49,6 @@ def _key(path: Path) -> str:
     real = path.resolve()
     status = real.stat()
     return f"{real}|{status.st_size}|{status.st_mtime_ns}|{status.st_ino}"
-
-
-def _cache() -> Path | None:
-    return _directory("XDG_CACHE_HOME", ".cache")
-
-
-def _data() -> Path | None:
-    return _directory("XDG_DATA_HOME", ".local/share")
-
-
-def _directory(variable: str, default: str) -> Path | None:
-    """This user's directory, None for a user without a home (a container's number)."""
-    try:
-        return Path(os.environ.get(variable) or Path.home() / default) / "remerge"
-    except RuntimeError:
-        return None
 
 
 def _read(directory: Path | None, name: str) -> dict[str, Any]:

@@ -9,7 +9,16 @@ import click
 from click.core import ParameterSource
 
 from remerge.cli.methods import MethodCommand, given_parameters, method_options, numbers
-from remerge.cli.options import device, json_output, max_memory, quiet, threads, verbose
+from remerge.cli.options import (
+    device,
+    engine_python,
+    json_output,
+    max_memory,
+    pythons,
+    quiet,
+    threads,
+    verbose,
+)
 from remerge.cli.output import print_json, print_notes, progress
 
 if TYPE_CHECKING:
@@ -49,11 +58,25 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--to",
-    type=click.Choice(["safetensors", "adapter"]),
     default="safetensors",
     show_default=True,
-    help="Write a checkpoint, or the combination as one new adapter for PEFT.",
+    metavar="FORM",
+    help="safetensors: a checkpoint. adapter: the combination as one new adapter for PEFT. "
+    "gguf:TYPE: one quantised file for llama.cpp in OUT, e.g. gguf:Q4_K_M or gguf:F16.",
 )
+@click.option(
+    "--tensor-type",
+    metavar="PATTERN=TYPE",
+    multiple=True,
+    help="With gguf: the type of tensors whose names match, e.g. attn_v=Q8_0; repeatable.",
+)
+@click.option(
+    "--via",
+    metavar="DTYPE",
+    help="With gguf: quantise what a checkpoint of this dtype holds (bfloat16: as merging, "
+    "converting and quantising one after the other gives) instead of float32.",
+)
+@engine_python
 @click.option(
     "--dtype",
     default="keep",
@@ -123,6 +146,7 @@ def command(
     inputs: tuple[str, ...],
     output: str | None,
     recipe: str | None,
+    engine_python: tuple[str, ...],
     retention: Literal["sample", "full"],
     overwrite: bool,
     dry_run: bool,
@@ -171,6 +195,9 @@ def command(
             quiet=quiet,
             verbose=verbose,
         )
+        return
+    if not dry_run and str(asked.options.get("to", "")).startswith("gguf"):
+        _to_gguf(asked, labels, engine_python, overwrite, threads, as_json=as_json, quiet=quiet)
         return
     if dry_run:
         plan = remerge.plan(asked.base, asked.adapters, **asked.options, **resources)
@@ -238,6 +265,38 @@ def _to_adapter(
     elif not quiet:
         print_notes((*asked.notes, *result.manifest.notes))
         print_adapter(result, labels, verbose=verbose)
+
+
+def _to_gguf(
+    asked: RecipeFile,
+    labels: Sequence[str],
+    engine_python: Sequence[str],
+    overwrite: bool,
+    threads: int | None,
+    *,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    import remerge
+    from remerge.cli.gguf_report import gguf_document, print_gguf
+
+    assert asked.output is not None
+    with progress("quantising", quiet=quiet or as_json) as report:
+        result = remerge.merge_gguf(
+            asked.base,
+            asked.adapters,
+            asked.output,
+            overwrite=overwrite,
+            threads=threads,
+            engine_python=pythons(engine_python),
+            report=report,
+            **asked.options,
+        )
+    if as_json:
+        print_json(gguf_document(result, labels, asked.notes))
+    elif not quiet:
+        print_notes((*asked.notes, *result.manifest.notes))
+        print_gguf(result, labels)
 
 
 def _check_output(output: str | None, dry_run: bool) -> None:

@@ -11,6 +11,7 @@ from remerge.adapters.deltas import step_name
 from remerge.artefacts.advice import advice, conflict_line, retention_line
 from remerge.artefacts.digests import input_digests
 from remerge.artefacts.making import MergeResult
+from remerge.artefacts.making_gguf import key_of
 from remerge.cli.output import print_notes, print_table, size
 from remerge.merging.budget import forecast
 from remerge.merging.plan import Plan, merge_key
@@ -83,7 +84,7 @@ def plan_document(
     """The JSON document of a plan; ``labels`` and ``notes`` as of a merge."""
     return {
         "plan_id": plan.plan_id,
-        "merge_key": merge_key(plan, input_digests(plan)),
+        "merge_key": _key(plan),
         "reproducible": plan.reproducible,
         **combination(plan.recipe, labels),
         "files": plan.document()["files"],
@@ -103,6 +104,12 @@ def plan_document(
 def print_plan(plan: Plan, labels: Sequence[str], max_memory: str, *, verbose: bool) -> None:
     """The plan for people."""
     click.echo("plan (nothing written)")
+    form = plan.recipe.gguf
+    if form is not None:
+        # Which tensors it has, only llama.cpp's converter can tell.
+        most = f"less than {size(plan.bytes_to_write)}, from {len(plan.tensors)} tensors"
+        _print_rest(plan, labels, [(f"one file of {form.file_type}", most)], max_memory, verbose)
+        return
     rows = [
         (
             file.name,
@@ -112,7 +119,17 @@ def print_plan(plan: Plan, labels: Sequence[str], max_memory: str, *, verbose: b
         for file in plan.files
     ]
     rows += [(side.name, size(side.size)) for side in plan.side_files]
-    print_table(rows)
+    _print_rest(plan, labels, rows, max_memory, verbose)
+
+
+def _print_rest(
+    plan: Plan,
+    labels: Sequence[str],
+    files: Sequence[tuple[str, str]],
+    max_memory: str,
+    verbose: bool,
+) -> None:
+    print_table(files)
     if verbose:
         for name, tensor in plan.touched.items():
             steps = tensor.touched_by.steps if tensor.touched_by is not None else ()
@@ -122,12 +139,17 @@ def print_plan(plan: Plan, labels: Sequence[str], max_memory: str, *, verbose: b
             *combined_rows(plan.recipe, labels),
             ("tensors", f"{len(plan.touched)} touched, {plan.untouched} untouched"),
             ("to read", size(plan.bytes_to_read)),
-            ("to write", size(plan.bytes_to_write)),
+            *([("to write", size(plan.bytes_to_write))] if plan.recipe.gguf is None else []),
             ("peak memory", f"{size(_memory(plan, max_memory))} (forecast)"),
             ("plan id", plan.plan_id),
-            ("merge key", merge_key(plan, input_digests(plan))),
+            ("merge key", _key(plan)),
         ]
     )
+
+
+def _key(plan: Plan) -> str:
+    digests = input_digests(plan)
+    return merge_key(plan, digests) if plan.recipe.gguf is None else key_of(plan, digests)
 
 
 def _memory(plan: Plan, max_memory: str) -> int:

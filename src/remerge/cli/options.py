@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import click
+
+from remerge.errors import UsageError
 
 json_output = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON document and nothing else."
@@ -22,3 +26,20 @@ max_memory = click.option(
     metavar="SIZE",
     help="Resident memory to stay under, adapter apart.",
 )
+engine_python = click.option(
+    "--engine-python",
+    metavar="NAME=PATH",
+    multiple=True,
+    help="An interpreter of your own for an engine, e.g. llama.cpp=/opt/llama/bin/python.",
+)
+
+
+def pythons(given: Sequence[str]) -> dict[str, str]:
+    """``--engine-python`` by the engine's name; raises `UsageError`."""
+    found: dict[str, str] = {}
+    for text in given:
+        name, _, path = text.partition("=")
+        if not name or not path:
+            raise UsageError(f"--engine-python {text!r} is no NAME=PATH.")
+        found[name] = path
+    return found

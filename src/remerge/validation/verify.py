@@ -13,6 +13,7 @@ import torch
 from remerge.artefacts import user_index
 from remerge.artefacts.adapter_manifest import AdapterManifest, is_combined, read_adapter_manifest
 from remerge.artefacts.digests import file_digest, weight_digests
+from remerge.artefacts.gguf_manifest import GgufManifest, is_gguf, read_gguf_manifest
 from remerge.artefacts.making import Report
 from remerge.artefacts.manifest import InputRecord, Manifest, read_manifest
 from remerge.errors import BadInput, IntegrityError, NotReproduced, UsageError
@@ -28,6 +29,7 @@ from remerge.validation.findings import (
     failure,
     restore_preparations,
 )
+from remerge.validation.verify_gguf import verify_gguf
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ def verify(
     unless given. Raises `IntegrityError` (exit 4) when a file differs from its manifest,
     `NotReproduced` (exit 5) when the derivation does, each naming the first difference.
     """
-    manifest = read_adapter_manifest(output) if is_combined(output) else read_manifest(output)
+    manifest = _manifest(output)
     _check_present(output, manifest)
     inputs = open_inputs(
         base or _place_of(manifest.base, "base"),
@@ -80,6 +82,9 @@ def verify(
         return verify_adapter(
             output, manifest, inputs, plan, max_memory, threads, device=device, report=report
         )
+    if isinstance(manifest, GgufManifest):
+        _check_input(manifest.base, plan.base.path, _base_digests(plan), "base")
+        return verify_gguf(output, manifest, inputs, plan, threads, report=report)
     sink = _Comparer(output)
     resources = Resources.of(max_memory, threads, quantised=plan.decodes, combines=plan.combines)
     twins = {file.twin.name for file in plan.files if file.twin is not None}
@@ -97,6 +102,12 @@ def verify(
     )
 
 
+def _manifest(output: Path) -> Manifest | AdapterManifest | GgufManifest:
+    if is_combined(output):
+        return read_adapter_manifest(output)
+    return read_gguf_manifest(output) if is_gguf(output) else read_manifest(output)
+
+
 def _judge(output: Path, manifest: Manifest, plan: Plan, sink: _Comparer) -> None:
     recorded = {record.name: record.sha256 for record in manifest.outputs}
     for file in plan.files:
@@ -110,7 +121,7 @@ def _judge(output: Path, manifest: Manifest, plan: Plan, sink: _Comparer) -> Non
     check_side_files(output, plan, recorded)
 
 
-def _check_present(output: Path, manifest: Manifest | AdapterManifest) -> None:
+def _check_present(output: Path, manifest: Manifest | AdapterManifest | GgufManifest) -> None:
     for record in manifest.outputs:
         path = output / record.name
         if not path.resolve().is_relative_to(output.resolve()):
@@ -125,7 +136,7 @@ def _check_present(output: Path, manifest: Manifest | AdapterManifest) -> None:
 
 
 def _given(
-    manifest: Manifest | AdapterManifest, adapters: Sequence[str | Path]
+    manifest: Manifest | AdapterManifest | GgufManifest, adapters: Sequence[str | Path]
 ) -> Sequence[str | Path]:
     """The adapters as they were given, all or none."""
     if adapters and len(adapters) != len(manifest.adapters):

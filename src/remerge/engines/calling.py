@@ -1,0 +1,88 @@
+"""Work done in an engine's environment: a request in, lines of JSON out.
+
+`call` is the caller's side, `answer` the engine's. A line is ``{"done", "total", "tensor"}``,
+``{"result"}`` or ``{"error"}``; what libraries print goes to standard error.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from remerge import errors
+from remerge.errors import RemergeError
+
+Report = Callable[[int, int, str], None]
+Work = Callable[[Mapping[str, Any], Report], Mapping[str, Any]]
+
+_KINDS = {
+    kind.__name__: kind
+    for kind in vars(errors).values()
+    if isinstance(kind, type) and issubclass(kind, RemergeError)
+}
+
+
+def call(python: Path, module: str, request: Mapping[str, Any], report: Report) -> dict[str, Any]:
+    """Run ``module`` in an engine's environment and give its result; raises what it raised."""
+    kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
+    with (
+        tempfile.TemporaryFile("w+") as said,
+        subprocess.Popen(
+            [str(python), "-m", module],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=said,
+            text=True,
+            env=kept,
+        ) as process,
+    ):
+        assert process.stdin is not None and process.stdout is not None
+        try:
+            process.stdin.write(json.dumps(dict(request)))
+            process.stdin.close()
+            for line in process.stdout:
+                message: dict[str, Any] = json.loads(line)
+                if "result" in message:
+                    return message["result"]
+                if "error" in message:
+                    raise _error(message["error"])
+                report(message["done"], message["total"], message["tensor"])
+        except BaseException:
+            process.terminate()
+            raise
+        process.wait()
+        said.seek(0)
+        last = (said.read().strip().splitlines() or ["nothing"])[-1]
+        raise RemergeError(
+            f"{module} ended with {process.returncode}; it said last: {last}",
+            why="It was killed, or this is a fault.",
+        )
+
+
+def answer(work: Work) -> None:
+    """Read the request, do the work, and say what became of it."""
+    channel = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+
+    def say(message: Mapping[str, Any]) -> None:
+        channel.write(json.dumps(message) + "\n")
+        channel.flush()
+
+    try:
+        request: Mapping[str, Any] = json.load(sys.stdin)
+        result = work(request, lambda d, t, n: say({"done": d, "total": t, "tensor": n}))
+        say({"result": dict(result)})
+    except RemergeError as error:
+        kind = type(error).__name__
+        say({"error": {"kind": kind, "what": error.what, "why": error.why, "hint": error.hint}})
+
+
+def _error(told: Mapping[str, Any]) -> RemergeError:
+    kind = _KINDS.get(told["kind"], RemergeError)
+    return kind(told["what"], why=told["why"], hint=told["hint"])

@@ -1,0 +1,16 @@
+"""All engines by name."""
+
+from __future__ import annotations
+
+from remerge.engines.engine import Engine
+from remerge.engines.llama_cpp import LLAMA_CPP
+from remerge.errors import UsageError
+
+ENGINES = {engine.name: engine for engine in (LLAMA_CPP,)}
+
+
+def engine_of(name: str) -> Engine:
+    """Raises `UsageError` for a name that is none."""
+    if name not in ENGINES:
+        raise UsageError(f"There is no engine {name!r}.", hint=f"Choose {', '.join(ENGINES)}.")
+    return ENGINES[name]
