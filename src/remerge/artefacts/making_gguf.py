@@ -10,7 +10,7 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ from remerge.outputs.directory import (
     write_durably,
 )
 from remerge.outputs.planning import Inputs
+from remerge.sources.ggml_types import FILE_TYPES, TYPES
 from remerge.version import ALGORITHM, __version__
 
 _MODULE = "remerge.engines.convert_gguf"
@@ -105,9 +106,11 @@ def convert(
         return call(python, _MODULE, request, report)
 
 
-def key_of(plan: Plan, digests: Mapping[str, str]) -> str:
-    """The merge key of a GGUF file: the converter and the quantiser are inputs as well."""
-    return merge_key(plan, {**digests, f"engine/{LLAMA_CPP.name}": LLAMA_CPP.identity})
+def key_of(plan: Plan, digests: Mapping[str, str], base: str, adapters: Sequence[str]) -> str:
+    """The merge key of a GGUF file: the converter and the quantiser are inputs as well, and the
+    names of base and adapters, which it holds."""
+    named = {"name/base": base, **{f"name/adapter/{i}": n for i, n in enumerate(adapters, 1)}}
+    return merge_key(plan, {**digests, **named, f"engine/{LLAMA_CPP.name}": LLAMA_CPP.identity})
 
 
 def make_gguf(
@@ -131,22 +134,21 @@ def make_gguf(
     check_place(out, inputs.paths)
     python_of(LLAMA_CPP, pythons)
     read = input_digests(plan)
-    key = key_of(plan, read)
+    base = input_name(inputs.base_reference)
+    adapters = tuple(input_name(reference) for reference in inputs.adapter_references)
+    key = key_of(plan, read, base, adapters)
     done = _already_there(out, key)
     if done is not None:
         sweep(out)
         return GgufResult(out, done, time.time() - started, 0, peak_memory(), True)
     check_free(out, overwrite=overwrite)
-    # An F32 file is as large as the plan says, any other is smaller.
-    check_space(out, plan.bytes_to_write)
+    # About: some tensors get other types. Where that is too little, the disk itself says so.
+    wide, kind = 4 if plan.recipe.dtype == "F32" else 2, TYPES[FILE_TYPES[form.file_type].default]
+    check_space(out, plan.bytes_to_write * kind.row_bytes(256) // (256 * wide))
     name = f"{out.resolve().name}-{form.file_type}.gguf"
     with workplace(out, {"gguf": __version__, "started": started}) as place:
         target = place.work / name
-        about = About(
-            input_name(inputs.base_reference),
-            tuple(input_name(reference) for reference in inputs.adapter_references),
-            key,
-        )
+        about = About(base, adapters, key)
         told = convert(inputs, plan, about, place.work, target, threads, pythons, report)
         if any(a.changed() for a in plan.adapters) or input_digests(plan) != read:
             raise BadInput("An input changed while it was merged.")

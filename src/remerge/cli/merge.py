@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
@@ -196,8 +196,13 @@ def command(
             verbose=verbose,
         )
         return
-    if not dry_run and str(asked.options.get("to", "")).startswith("gguf"):
-        _to_gguf(asked, labels, engine_python, overwrite, threads, as_json=as_json, quiet=quiet)
+    own = pythons(engine_python)
+    to_gguf = str(asked.options.get("to", "")).partition(":")[0] == "gguf"
+    for option in ("retention", "device", "max_memory"):
+        if to_gguf and _is_given(option):
+            raise click.UsageError(f"--{option.replace('_', '-')} means nothing with --to gguf.")
+    if to_gguf and not dry_run:
+        _to_gguf(asked, labels, own, overwrite, threads, as_json=as_json, quiet=quiet)
         return
     if dry_run:
         plan = remerge.plan(asked.base, asked.adapters, **asked.options, **resources)
@@ -270,7 +275,7 @@ def _to_adapter(
 def _to_gguf(
     asked: RecipeFile,
     labels: Sequence[str],
-    engine_python: Sequence[str],
+    own: Mapping[str, str],
     overwrite: bool,
     threads: int | None,
     *,
@@ -288,7 +293,7 @@ def _to_gguf(
             asked.output,
             overwrite=overwrite,
             threads=threads,
-            engine_python=pythons(engine_python),
+            engine_python=own,
             report=report,
             **asked.options,
         )

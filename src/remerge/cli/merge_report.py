@@ -11,7 +11,6 @@ from remerge.adapters.deltas import step_name
 from remerge.artefacts.advice import advice, conflict_line, retention_line
 from remerge.artefacts.digests import input_digests
 from remerge.artefacts.making import MergeResult
-from remerge.artefacts.making_gguf import key_of
 from remerge.cli.output import print_notes, print_table, size
 from remerge.merging.budget import forecast
 from remerge.merging.plan import Plan, merge_key
@@ -84,7 +83,8 @@ def plan_document(
     """The JSON document of a plan; ``labels`` and ``notes`` as of a merge."""
     return {
         "plan_id": plan.plan_id,
-        "merge_key": _key(plan),
+        # That of a GGUF file also names the engine and what the file says of itself.
+        "merge_key": _key(plan) if plan.recipe.gguf is None else None,
         "reproducible": plan.reproducible,
         **combination(plan.recipe, labels),
         "files": plan.document()["files"],
@@ -142,14 +142,13 @@ def _print_rest(
             *([("to write", size(plan.bytes_to_write))] if plan.recipe.gguf is None else []),
             ("peak memory", f"{size(_memory(plan, max_memory))} (forecast)"),
             ("plan id", plan.plan_id),
-            ("merge key", _key(plan)),
+            *([("merge key", _key(plan))] if plan.recipe.gguf is None else []),
         ]
     )
 
 
 def _key(plan: Plan) -> str:
-    digests = input_digests(plan)
-    return merge_key(plan, digests) if plan.recipe.gguf is None else key_of(plan, digests)
+    return merge_key(plan, input_digests(plan))
 
 
 def _memory(plan: Plan, max_memory: str) -> int:

@@ -36,10 +36,13 @@ engine_python = click.option(
 
 def pythons(given: Sequence[str]) -> dict[str, str]:
     """``--engine-python`` by the engine's name; raises `UsageError`."""
+    from remerge.engines.registry import engine_of
+
     found: dict[str, str] = {}
     for text in given:
         name, _, path = text.partition("=")
         if not name or not path:
             raise UsageError(f"--engine-python {text!r} is no NAME=PATH.")
+        engine_of(name)
         found[name] = path
     return found

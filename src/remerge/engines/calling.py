@@ -12,11 +12,12 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from remerge import errors
-from remerge.errors import RemergeError
+from remerge.errors import RemergeError, TryAgain
 
 Report = Callable[[int, int, str], None]
 Work = Callable[[Mapping[str, Any], Report], Mapping[str, Any]]
@@ -32,9 +33,10 @@ def call(python: Path, module: str, request: Mapping[str, Any], report: Report) 
     """Run ``module`` in an engine's environment and give its result; raises what it raised."""
     kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
     with (
-        tempfile.TemporaryFile("w+") as said,
+        tempfile.TemporaryFile("w+", errors="replace") as said,
         subprocess.Popen(
-            [str(python), "-m", module],
+            # -P: what lies in the working directory is not the engine's.
+            [str(python), "-P", "-m", module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=said,
@@ -44,10 +46,14 @@ def call(python: Path, module: str, request: Mapping[str, Any], report: Report) 
     ):
         assert process.stdin is not None and process.stdout is not None
         try:
-            process.stdin.write(json.dumps(dict(request)))
-            process.stdin.close()
+            # An engine that dies before it has read its request says why on standard error.
+            with suppress(BrokenPipeError):
+                process.stdin.write(json.dumps(dict(request)))
+                process.stdin.close()
             for line in process.stdout:
-                message: dict[str, Any] = json.loads(line)
+                message = _message(line)
+                if message is None:
+                    continue
                 if "result" in message:
                     return message["result"]
                 if "error" in message:
@@ -59,9 +65,15 @@ def call(python: Path, module: str, request: Mapping[str, Any], report: Report) 
         process.wait()
         said.seek(0)
         last = (said.read().strip().splitlines() or ["nothing"])[-1]
+        if process.returncode < 0:
+            raise TryAgain(
+                f"{module} was killed by signal {-process.returncode}.",
+                why="Often for want of memory.",
+            )
         raise RemergeError(
-            f"{module} ended with {process.returncode}; it said last: {last}",
-            why="It was killed, or this is a fault.",
+            f"{module} ended with {process.returncode}; it said last: {last.rstrip('.')}.",
+            why="Its environment may be broken, or this is a fault.",
+            hint="remerge engines check tells.",
         )
 
 
@@ -81,6 +93,18 @@ def answer(work: Work) -> None:
     except RemergeError as error:
         kind = type(error).__name__
         say({"error": {"kind": kind, "what": error.what, "why": error.why, "hint": error.hint}})
+    except (OSError, MemoryError) as error:
+        what = f"The engine failed: {str(error) or 'out of memory'}."
+        say({"error": {"kind": TryAgain.__name__, "what": what, "why": None, "hint": None}})
+
+
+def _message(line: str) -> dict[str, Any] | None:
+    """A line of the protocol; None for what a library printed before the engine could take over."""
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return None
+    return cast("dict[str, Any]", found) if isinstance(found, dict) else None
 
 
 def _error(told: Mapping[str, Any]) -> RemergeError:

@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from conversion.base import LazyTorchTensor, ModelBase, ModelType, get_model_architecture
 from gguf.gguf_writer import WriterState
+from tokenizers import Tokenizer
 
 from remerge.engines.calling import Report, answer
 from remerge.engines.llama_cpp import LLAMA_CPP
@@ -153,9 +154,14 @@ def convert(merged: MergedCheckpoint, directory: Path, name: str) -> Conversion:
         try:
             return known.get_vocab_base_pre(self, tokenizer)
         except NotImplementedError:
-            found = name_of(json.loads((directory / "tokenizer.json").read_bytes()))
+            content = (directory / "tokenizer.json").read_text()
+            found = name_of(json.loads(content), reaches_all=_reaches_all(content))
             if found is None:
                 raise
+            # By this name llama.cpp would put it there unless told otherwise.
+            ids = tokenizer.encode("a")
+            starts = bool(ids) and ids[0] == tokenizer.bos_token_id
+            self.gguf_writer.add_add_bos_token(starts)
             return found
 
     methods = {
@@ -176,7 +182,7 @@ def convert(merged: MergedCheckpoint, directory: Path, name: str) -> Conversion:
             why="Often a tokenizer whose way of cutting words it does not know.",
             hint="Write a checkpoint instead (leave out --to).",
         ) from error
-    except (KeyError, ValueError, FileNotFoundError) as error:
+    except (AssertionError, LookupError, TypeError, ValueError, FileNotFoundError) as error:
         missing = "tokenizer.model" in str(error)
         raise BadInput(
             f"llama.cpp's converter refuses this model: {_said(error, directory)}",
@@ -185,6 +191,13 @@ def convert(merged: MergedCheckpoint, directory: Path, name: str) -> Conversion:
     _check_vocabulary(model.gguf_writer, directory)
     lazy = {key: info.tensor for key, info in model.gguf_writer.tensors[0].items()}
     return Conversion(model.gguf_writer, _model(model.gguf_writer), lazy, same)
+
+
+def _reaches_all(tokenizer: str) -> bool:
+    """Whether merging gives every word of a tokenizer's vocabulary."""
+    model = Tokenizer.from_str(tokenizer).model
+    words = json.loads(tokenizer)["model"]["vocab"]
+    return all([token.id for token in model.tokenize(word)] == [i] for word, i in words.items())
 
 
 def _said(error: Exception, directory: Path) -> str:
@@ -228,6 +241,7 @@ def _model(writer: Any) -> Model:
 
 def describe(writer: Any, file_type: str, about: Mapping[str, Any]) -> None:
     """The metadata that the merge knows and the converter does not."""
+    writer.remove_key("general.file_type")
     writer.add_file_type(FILE_TYPES[file_type].number)
     writer.add_base_model_count(1)
     writer.add_base_model_name(0, about["base"])
@@ -283,9 +297,23 @@ class _Whole:
     def __getitem__(self, rows: slice) -> torch.Tensor:
         with self._lock:
             if self._values is None:
-                eager = np.asarray(gguf.LazyNumpyTensor.to_eager(self._lazy))
+                eager = _evaluate(self._lazy)
                 self._values = torch.from_numpy(eager.reshape(-1, self._columns))
         return self._values[rows]
+
+
+def _evaluate(lazy: Any) -> Floats:
+    """The values of a lazy tensor. Unlike its own way, nothing is kept in it: the writer knows all
+    tensors to the end."""
+    if isinstance(lazy, gguf.LazyChunkedTensor):
+        return np.concatenate([np.asarray(chunk()) for chunk in lazy._chunks])
+
+    def eager(value: Any) -> Any:
+        if value._data is not None:
+            return value._data
+        return value._func(*gguf.LazyBase._recurse_apply(value._args, eager), **value._kwargs)
+
+    return np.asarray(gguf.LazyBase._recurse_apply(lazy, eager))
 
 
 def write(

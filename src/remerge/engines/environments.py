@@ -42,10 +42,12 @@ def place_of(engine: Engine) -> Path:
 
 def is_installed(engine: Engine) -> bool:
     """Whether the environment is there, complete and up to date."""
+    place = place_of(engine)
     try:
-        return json.loads((place_of(engine) / _RECEIPT).read_bytes()) == _receipt(engine)
+        found = json.loads((place / _RECEIPT).read_bytes())
     except (OSError, ValueError):
         return False
+    return found == _receipt(engine) and _python(place).exists()
 
 
 def python_of(engine: Engine, given: Mapping[str, str]) -> Path:
@@ -54,8 +56,8 @@ def python_of(engine: Engine, given: Mapping[str, str]) -> Path:
     Raises `UsageError` where there is none, naming the command that makes it.
     """
     if engine.name in given:
-        path = Path(given[engine.name])
-        if not os.access(path, os.X_OK):
+        path = Path(given[engine.name]).absolute()
+        if not path.is_file() or not os.access(path, os.X_OK):
             raise UsageError(f"--engine-python {engine.name}={path}: {path} is no program.")
         return path
     if not is_installed(engine):
@@ -102,7 +104,7 @@ def remove(engine: Engine) -> bool:
 def check(engine: Engine, python: Path) -> str | None:
     """Import what the engine needs; the last line of what went wrong, None if nothing did."""
     imports = "; ".join(f"import {module}" for module in (*engine.modules, "remerge"))
-    done = _run([str(python), "-c", imports])
+    done = _run([str(python), "-P", "-c", imports])
     if done.returncode == 0:
         return None
     return (done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1]

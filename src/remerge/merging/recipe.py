@@ -89,7 +89,7 @@ def make_recipe(
     via: str | None = None,
 ) -> Recipe:
     """A recipe from what people write; ``adapters`` are their labels. Raises `UsageError`."""
-    form = read_gguf(to, tensor_type) if to.startswith("gguf") else None
+    form = read_gguf(to, tensor_type) if to.partition(":")[0] == "gguf" else None
     if form is not None:
         to, dtype = "gguf", _via(via, dtype)
     elif tensor_type or via is not None:

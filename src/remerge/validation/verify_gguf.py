@@ -30,15 +30,15 @@ def verify_gguf(
     environment is missing.
     """
     (record,) = manifest.outputs
-    if key_of(plan, input_digests(plan)) != manifest.merge_key:
+    # The names that the inputs had then: they may lie elsewhere now.
+    adapters = tuple(record.name for record in manifest.adapters)
+    if key_of(plan, input_digests(plan), manifest.base.name, adapters) != manifest.merge_key:
         raise NotReproduced(
             f"{output} was made with another llama.cpp: {manifest.versions}.",
             why="Its quantisers may give other bytes.",
         )
     with tempfile.TemporaryDirectory(prefix="remerge-verify-") as folder:
         work = Path(folder)
-        # The names that the inputs had then: they may lie elsewhere now.
-        adapters = tuple(record.name for record in manifest.adapters)
         about = About(manifest.base.name, adapters, manifest.merge_key)
         told = convert(inputs, plan, about, work, None, threads, {}, report)
     as_recorded = file_digest(output / record.name) == record.sha256

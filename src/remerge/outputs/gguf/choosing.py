@@ -51,6 +51,25 @@ _KEPT = (
     "a.rvq.codebook",
     "mm.a.code_embd",
 )
+# GLM-5's, besides: kept, and never below Q8_0.
+_GLM5 = "glm5-next"
+_KEPT_GLM5 = (
+    "hc_",
+    "indexer.attn_q_b",
+    "indexer.attn_k",
+    "indexer.proj",
+    "indexer_compressor_gate",
+    "indexer_compressor_ape",
+    "ssm_f_a.weight",
+    "ssm_f_b.weight",
+    "ssm_g_a.weight",
+    "ssm_g_b.weight",
+    "ssm_beta.weight",
+    "attn_kv_a_mqa.weight",
+    "attn_k_b.weight",
+    "attn_v_b.weight",
+)
+_LARGE_GLM5 = ("attn_q_a", "attn_q_b", "nextn.eh_proj")
 _KEPT_WHOLE = {"position_embd.weight", "token_types.weight"}
 _EMBEDDINGS = {"token_embd.weight", "per_layer_token_embd.weight"}
 _OUTPUT = "output.weight"
@@ -122,7 +141,9 @@ class Choice:
         return {name: self._type(name, shapes[name], passed, tied) for name in names}
 
     def _type(self, name: str, shape: Sequence[int], passed: _Passed, tied: bool) -> str:
-        if not _is_quantised(name, shape):
+        glm5 = self.model.architecture == _GLM5
+        kept = glm5 and any(part in name for part in _KEPT_GLM5)
+        if kept or not _is_quantised(name, shape):
             return "F32"
         default = self.file.default
         if TYPES[default].block == 1:
@@ -134,6 +155,8 @@ class Choice:
 
     def _ruled(self, name: str, columns: int, passed: _Passed, tied: bool) -> str:
         default, role = self.file.default, _role(name)
+        if self.model.architecture == _GLM5 and any(part in name for part in _LARGE_GLM5):
+            return "Q8_0"
         if name == _OUTPUT or (tied and name in _EMBEDDINGS):
             if self.model.architecture == "falcon" or columns % TYPES[default].block:
                 return "Q8_0"

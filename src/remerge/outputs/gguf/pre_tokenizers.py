@@ -22,8 +22,27 @@ _NAMES = {
 _BY_ITSELF = "gpt-2"
 
 
-def name_of(tokenizer: Mapping[str, Any]) -> str | None:
-    """llama.cpp's name for the rule of a tokenizer.json, None where no known one is meant."""
+# The rule by whose name llama.cpp takes a word that the vocabulary holds as it is, without merging.
+_TAKES_WORDS = "llama-bpe"
+# What no rule of llama.cpp's has.
+_FOREIGN = ("continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "dropout")
+
+
+def name_of(tokenizer: Mapping[str, Any], *, reaches_all: bool = False) -> str | None:
+    """llama.cpp's name for the rule of a tokenizer.json, None where no known one is meant.
+
+    ``reaches_all`` says that merging gives every word of the vocabulary: then it does not matter
+    whether words are taken whole.
+    """
+    found = _rule_of(tokenizer)
+    model: Mapping[str, Any] = tokenizer.get("model") or {}
+    takes_words = bool(model.get("ignore_merges"))
+    if any(model.get(key) for key in _FOREIGN):
+        return None
+    return found if reaches_all or takes_words == (found == _TAKES_WORDS) else None
+
+
+def _rule_of(tokenizer: Mapping[str, Any]) -> str | None:
     model: Mapping[str, Any] = tokenizer.get("model") or {}
     rule: Mapping[str, Any] = tokenizer.get("pre_tokenizer") or {}
     normalizer: Mapping[str, Any] | None = tokenizer.get("normalizer")
