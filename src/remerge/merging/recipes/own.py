@@ -26,15 +26,25 @@ _TEXTS = (
     "expert_packing",
     "tokenizer",
     "to",
+    "via",
 )
-_LISTS = ("prefer", "keep_float32")
+_LISTS = ("prefer", "keep_float32", "tensor_type")
 _OTHERS = ("weights", "max_shard_size", "copy_code")
 _INPUTS = ("base", "adapters", "output", "parameters")
 KEYS = frozenset({*_TEXTS, *_LISTS, *_OTHERS, *_INPUTS, *ALL_PARAMETERS})
 
 # Options that change no byte of the output.
 _RESOURCES = frozenset(
-    {"max_memory", "threads", "device", "retention", "overwrite", "dry_run", "json"}
+    {
+        "max_memory",
+        "threads",
+        "device",
+        "retention",
+        "overwrite",
+        "dry_run",
+        "json",
+        "engine_python",
+    }
 )
 
 
