@@ -17,6 +17,7 @@ import torch
 
 from remerge.engines.calling import Report, answer
 from remerge.engines.scoring import Questions, ScoreFile
+from remerge.engines.tokenisation import split, tokens_of
 from remerge.errors import BadInput, Unsupported
 from remerge.merging.budget import DEFAULT, peak_memory
 from remerge.merging.plan import Plan
@@ -28,8 +29,11 @@ _BLOCK = 32
 
 
 def work(request: Mapping[str, Any], report: Report) -> dict[str, Any]:
-    """Score ``merge`` (base, adapters, recipe) or ``directory``; write ``scores`` and, where asked,
-    ``base_scores`` and ``noise_scores`` (with ``noise``, relative to the weights' own size)."""
+    """Score ``merge`` (base, adapters, recipe), or ``directory`` or ``artefact`` as it lies there.
+
+    Writes ``scores`` and, where asked, ``base_scores`` and ``noise_scores`` (with ``noise``,
+    relative to the weights' own size). Of an artefact also its own tokenizer's ids are given.
+    """
     import transformers
 
     transformers.utils.logging.set_verbosity_error()
@@ -46,7 +50,8 @@ def work(request: Mapping[str, Any], report: Report) -> dict[str, Any]:
         report(done, total, "prompts scored")
 
     plan = _plan(request["merge"]) if request.get("merge") else None
-    model = _merged(plan) if plan is not None else _stored(Path(request["directory"]))
+    artefact = None if request.get("artefact") is None else Path(request["artefact"])
+    model = _merged(plan) if plan is not None else _stored(artefact or Path(request["directory"]))
     _score(model, questions, Path(request["scores"]), told)
     answers = _answers(model, questions)
     if request.get("noise_scores"):
@@ -60,7 +65,9 @@ def work(request: Mapping[str, Any], report: Report) -> dict[str, Any]:
         compares_base = base is not None
         if base is not None:
             _score(_merged(base), questions, Path(request["base_scores"]), told)
+    tokens = [] if artefact is None else tokens_of(artefact, questions.texts)
     return {
+        "tokens": tokens,
         "answers": answers,
         "compares_base": compares_base,
         "notes": [] if plan is None else list(plan.notes),
@@ -87,19 +94,20 @@ def _without_adapters(plan: Plan) -> Plan | None:
         for name, tensor in plan.tensors.items()
     }
     comparable = all(
-        tensor.compares for name, tensor in plan.tensors.items() if tensor.change is not None
+        tensor.compares for tensor in plan.tensors.values() if tensor.change is not None
     )
     return replace(plan, tensors=tensors) if comparable else None
 
 
-def _stored(directory: Path) -> Any:
-    """A checkpoint's model with its weights as stored, in float32; raises `BadInput` where tensors
-    of it are missing, which transformers would make up."""
+def _stored(place: Path) -> Any:
+    """A checkpoint's model, or a GGUF file's, with its weights as stored, in float32; raises
+    `BadInput` where tensors of it are missing, which transformers would make up."""
     import transformers
 
     auto: Any = transformers.AutoConfig
+    directory, form = split(place)
     try:
-        config = auto.from_pretrained(str(directory), local_files_only=True)
+        config = auto.from_pretrained(str(directory), local_files_only=True, **form)
         names: list[str] = list(config.architectures or [""])
         kind: Any = getattr(transformers, names[0], None) or transformers.AutoModelForCausalLM
         model, found = kind.from_pretrained(
@@ -108,16 +116,17 @@ def _stored(directory: Path) -> Any:
             dtype=torch.float32,
             local_files_only=True,
             output_loading_info=True,
+            **form,
         )
     except ImportError as error:
         said = " ".join(str(error).split())[:300]
         raise Unsupported(f"transformers lacks what this checkpoint needs: {said}") from error
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         said = " ".join(str(error).split())[:300]
-        raise BadInput(f"transformers cannot load {directory}: {said}") from error
+        raise BadInput(f"transformers cannot load {place}: {said}") from error
     missing = sorted(found["missing_keys"])
     if missing:
-        raise BadInput(f"{directory} lacks {len(missing)} tensors, first {missing[0]}.")
+        raise BadInput(f"{place} lacks {len(missing)} tensors, first {missing[0]}.")
     return _checked(model)
 
 
@@ -143,7 +152,8 @@ def _answers(model: Any, questions: Questions) -> list[list[int]]:
     stop = set(ends) if isinstance(ends, list) else {ends}  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
     found: list[list[int]] = []
     for prompt in questions.prompts[: questions.answers]:
-        ids, cache, tokens = torch.tensor([prompt]), None, []
+        ids, cache = torch.tensor([prompt]), None
+        tokens: list[int] = []
         while len(tokens) < questions.answer_tokens:
             told = model(input_ids=ids, past_key_values=cache, use_cache=True)
             token = int(told.logits[0, -1].argmax())
