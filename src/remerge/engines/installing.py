@@ -22,6 +22,7 @@ from remerge.engines.environments import (
     RECEIPT,
     alone,
     below,
+    count_bytes,
     delete,
     interpreter,
     is_installed,
@@ -98,7 +99,8 @@ class _Making:
                 f"The engine {engine.name} was installed and does not work: {found.failure}",
                 hint="remerge doctor tells what this machine has.",
             )
-        (place / RECEIPT).write_text(json.dumps(receipt(engine), indent=2) + "\n")
+        told = {**receipt(engine), "bytes": count_bytes(engine)}
+        (place / RECEIPT).write_text(json.dumps(told, indent=2) + "\n")
 
     def _install_pins(self) -> None:
         """All packages at their pinned versions, and no others.
