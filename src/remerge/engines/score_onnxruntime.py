@@ -56,15 +56,15 @@ def work(request: Mapping[str, Any], report: Report) -> dict[str, Any]:
             row = _logits(generator)
         if wanted:
             answers.append(found)
-        report(number, len(questions.prompts), "prompts scored")
+        report(number, len(questions.prompts), "prompts")
     file.close()
     usual = _tokens(tokenizer, questions)
     tokenizer.update_options(add_special_tokens="true")
     tokens = _tokens(tokenizer, questions)
     if tokens != usual:
         notes.append(
-            "onnxruntime-genai puts no special tokens (BOS) before a text by default: whoever calls "
-            "it must, by its add_special_tokens or a chat template that has them."
+            "onnxruntime-genai puts no special tokens (BOS) before a text by default: whoever "
+            "calls it must, by its add_special_tokens or a chat template that has them."
         )
     return {
         "tokens": tokens,
