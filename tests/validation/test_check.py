@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -184,7 +185,7 @@ def test_the_smaller_limit_holds():
 
 def test_coarser_types_may_differ_by_more():
     order = ["F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K"]
-    for finer, coarser in zip(order, order[1:], strict=False):
+    for finer, coarser in pairwise(order):
         assert FORMATS[finer].noise < FORMATS[coarser].noise
         assert FORMATS[finer].kl < FORMATS[coarser].kl
 
@@ -202,7 +203,7 @@ def test_static_checks(out: Path):
         report = remerge.check(out, engine)
         assert (report.word, report.passed) == ("statically checked", True)
     config = json.loads((out / "config.json").read_text())
-    # Both come with a transformers that then takes 10000.
+    # transformers 4 then takes 10000.
     del config["rope_theta"]
     config["architectures"] = ["NobodysForCausalLM"]
     config["quantization_config"] = {"quant_method": "quark"}
