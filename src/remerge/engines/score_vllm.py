@@ -9,6 +9,8 @@ one the likeliest. A checkpoint that loads and whose kernels then fail has loade
 
 from __future__ import annotations
 
+import gc
+import json
 import os
 import sys
 import traceback
@@ -36,45 +38,77 @@ _FEWEST, _MOST = 20, 1024
 
 
 def work(request: Mapping[str, Any], report: Report) -> dict[str, Any]:
-    """Score ``artefact`` into ``scores``; gives tokens and answers."""
+    """Score ``artefact`` into ``scores``; gives tokens and answers.
+
+    Kernels for quantised weights often have no float32: these are tried in bfloat16 as well.
+    """
     import torch
     import vllm
 
     questions, place = Questions.of(request), Path(request["artefact"])
-    threads = request.get("threads") or os.cpu_count() or 1
-    torch.set_num_threads(threads)
-    room = max(map(len, questions.prompts)) + max(questions.answer_tokens, 1)
-    wanted = max(_FEWEST, min(_MOST, _TOLD // max(questions.rows, 1)))
-    try:
-        model = vllm.LLM(
-            model=str(place),
-            tokenizer=str(place),
-            dtype="float32",
-            max_model_len=room,
-            max_num_seqs=4,
-            enforce_eager=True,
-            enable_prefix_caching=False,
-            max_logprobs=-1,
-            seed=0,
-            disable_log_stats=True,
-        )
-    except (ValueError, RuntimeError, OSError, NotImplementedError, KeyError) as error:
-        raise BadInput(f"vLLM cannot load {place}: {_said(error)}") from error
-    tokenizer = model.get_tokenizer()
-    vocabulary = model.llm_engine.model_config.get_vocab_size()
-    told = -1 if vocabulary <= wanted else wanted
-    found: dict[str, Any] = {
-        "tokens": [list(tokenizer(text)["input_ids"]) for text in questions.texts],
+    torch.set_num_threads(request.get("threads") or os.cpu_count() or 1)
+    config = json.loads((place / "config.json").read_bytes())
+    quantised = config.get("quantization_config") or config.get("compression_config")
+    versions = {"vllm": vllm.__version__, "torch": torch.__version__}
+    found: dict[str, Any] = {}
+    failures: list[str] = []
+    for dtype in ("float32", "bfloat16") if quantised else ("float32",):
+        model = None
+        try:
+            model = _load(place, questions, dtype)
+            if not found:
+                tokenizer = model.get_tokenizer()
+                found["tokens"] = [list(tokenizer(text)["input_ids"]) for text in questions.texts]
+            _score(model, questions, Path(request["scores"]), report)
+            answers = _answers(model, questions)
+        except (ArithmeticError, AssertionError, AttributeError, LookupError, OSError) as error:
+            failures.append(f"in {dtype} {_said(error)}")
+        except (RuntimeError, TypeError, ValueError) as error:
+            failures.append(f"in {dtype} {_said(error)}")
+        else:
+            notes = [f"vLLM computed in {dtype}: {failures[0]}"] if failures else []
+            return {
+                **found,
+                "answers": answers,
+                "notes": notes,
+                "peak_memory": peak_memory(),
+                "versions": versions,
+            }
+        del model
+        gc.collect()
+    if not found:
+        raise BadInput(f"vLLM cannot load {place}: {'; '.join(failures)}")
+    return {
+        **found,
+        "loaded_only": "; ".join(failures),
         "notes": [],
-        "versions": {"vllm": vllm.__version__, "torch": torch.__version__},
+        "peak_memory": peak_memory(),
+        "versions": versions,
     }
-    try:
-        rows = _rows(model, questions, told, report)
-        answers = _answers(model, questions)
-    except (RuntimeError, NotImplementedError, AttributeError, AssertionError) as error:
-        return {**found, "loaded_only": _said(error), "peak_memory": peak_memory()}
-    put_likeliest(Path(request["scores"]), rows, vocabulary)
-    return {**found, "answers": answers, "peak_memory": peak_memory()}
+
+
+def _load(place: Path, questions: Questions, dtype: str) -> Any:
+    import vllm
+
+    return vllm.LLM(
+        model=str(place),
+        tokenizer=str(place),
+        dtype=dtype,
+        max_model_len=max(map(len, questions.prompts)) + max(questions.answer_tokens, 1),
+        max_num_seqs=4,
+        enforce_eager=True,
+        enable_prefix_caching=False,
+        max_logprobs=-1,
+        seed=0,
+        disable_log_stats=True,
+    )
+
+
+def _score(model: Any, questions: Questions, path: Path, report: Report) -> None:
+    wanted = max(_FEWEST, min(_MOST, _TOLD // max(questions.rows, 1)))
+    vocabulary = model.llm_engine.model_config.get_vocab_size()
+    rows = _rows(model, questions, -1 if vocabulary <= wanted else wanted, report)
+    put_likeliest(path, rows, vocabulary)
 
 
 def _rows(model: Any, questions: Questions, told: int, report: Report) -> list[dict[int, float]]:
