@@ -31,6 +31,7 @@ from gguf.gguf_writer import WriterState
 from tokenizers import Tokenizer
 
 from remerge.engines.calling import Report, answer
+from remerge.engines.gguf import GgufOptions
 from remerge.engines.llama_cpp import LLAMA_CPP
 from remerge.errors import BadInput, Unsupported
 from remerge.merging.budget import DEFAULT, peak_memory
@@ -73,7 +74,7 @@ class Conversion:
 
 
 def work(request: Mapping[str, Any], report: Report) -> dict[str, Any]:
-    """Write ``request["file"]``; gives its digest, size and the tensors' types."""
+    """Write ``request["target"]``; gives its digest, size and the tensors' types."""
     recipe = Recipe.model_validate(request["recipe"])
     inputs = open_inputs(request["base"], request["adapters"], copy_code=recipe.copy_code)
     plan = make_plan(replace(inputs, original=request["original"]), recipe, DEFAULT)
@@ -83,8 +84,7 @@ def work(request: Mapping[str, Any], report: Report) -> dict[str, Any]:
             "another one.",
             hint="Install remerge there as it is here, or leave out --engine-python.",
         )
-    form, about = recipe.gguf, request["about"]
-    assert form is not None
+    form, about = GgufOptions.model_validate(recipe.form), request["about"]
     with plan.open(torch.device("cpu")) as merged, torch.inference_mode():
         found = convert(merged, Path(request["directory"]), about["base"])
         types = choose(found.shapes, found.model, form.file_type, form.tensor_types)
@@ -100,13 +100,13 @@ def work(request: Mapping[str, Any], report: Report) -> dict[str, Any]:
             done += nbytes
             report(done, total, tensor)
 
-        with Path(request["file"]).open("wb") as stream:
+        with Path(request["target"]).open("wb") as stream:
             start = header(found, types)
             stream.write(start)
             digest, size = hashlib.sha256(start), len(start) + total
             write(stream, digest, pieces(found, merged, types), quantiser, threads, told)
             stream.flush()
-            if request["file"] != os.devnull:
+            if request["target"] != os.devnull:
                 os.fsync(stream.fileno())
     tensors = [[name, list(found.shapes[name]), kind] for name, kind in types.items()]
     return {

@@ -194,7 +194,7 @@ def make_plan(inputs: Inputs, recipe: Recipe, max_memory: int) -> Plan:
 
     changes = combine(found, inputs.labels, recipe, dtype, copies_of(base, readable))
     if recipe.simulate is not None:
-        readable = simulated(readable, hint_of(adapters[0].config))
+        readable = simulated(readable, hint_of(adapters[0].config if adapters else {}))
     tensors = plan_tensors(base, readable, changes, recipe)
     for change in changes.tensors.values():
         check_memory(change, max_memory)

@@ -27,6 +27,7 @@ _TEXTS = (
     "tokenizer",
     "to",
     "via",
+    "imatrix",
 )
 _LISTS = ("prefer", "keep_float32", "tensor_type")
 _OTHERS = ("weights", "max_shard_size", "copy_code")
