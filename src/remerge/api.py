@@ -74,6 +74,7 @@ class PlanOptions(TypedDict, total=False):
     tensor_type: Sequence[str]
     via: str | None
     imatrix: Source | None
+    allow_token_differences: bool
     max_memory: int | str
     progress: bool
 

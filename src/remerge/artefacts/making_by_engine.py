@@ -11,7 +11,8 @@ import os
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,13 @@ from remerge.artefacts import user_index
 from remerge.artefacts.digests import file_digest, input_digests
 from remerge.artefacts.engine_manifest import (
     EngineManifest,
+    Origin,
     TensorRecord,
     is_engine_made,
     read_engine_manifest,
 )
 from remerge.artefacts.making import Report, make, remember, write_side_file
-from remerge.artefacts.manifest import MANIFEST, FileRecord, to_bytes
+from remerge.artefacts.manifest import MANIFEST, FileRecord, read_manifest, to_bytes
 from remerge.artefacts.recording import adapter_records, file_record, input_name, input_record
 from remerge.engines.calling import call
 from remerge.engines.environments import python_of
@@ -67,34 +69,27 @@ class EngineResult:
 
 
 @dataclass(frozen=True)
-class About:
-    """What the output says of itself."""
-
-    base: str
-    adapters: tuple[str, ...]
-    merge_key: str
-
-
-@dataclass(frozen=True)
 class Work:
     """Everything an engine needs to know to write an output."""
 
     inputs: Inputs
     plan: Plan
     asked: Asked
-    about: About
+    origin: Origin
+    merge_key: str
     threads: int | None
     pythons: Mapping[str, str]
     report: Report
 
-    def run(self, work: Path, target: Path | None) -> dict[str, Any]:
+    def run(self, work: Path, target: Path | None, beside: Path | None = None) -> dict[str, Any]:
         """Have ``target`` (a file, or a directory to fill) written; with None only the digest of
-        a file is taken. What the engine reads lies in ``work`` meanwhile."""
+        a file is taken. What goes with a file comes to ``beside``. What the engine reads lies in
+        ``work`` meanwhile."""
         form = self.asked.form
         python = python_of(form.engine, self.pythons)
         with tempfile.TemporaryDirectory(prefix=".model-", dir=work) as folder:
             # Converters read the model's name, size and kind off its directory's name.
-            directory = Path(folder) / (self.about.base.rpartition("/")[2] or "model")
+            directory = Path(folder) / (self.origin.base.rpartition("/")[2] or "model")
             if form.reads == "checkpoint":
                 self._write_checkpoint(directory)
             else:
@@ -109,9 +104,10 @@ class Work:
                 "plan_id": self.plan.plan_id,
                 "directory": str(directory),
                 "target": os.devnull if target is None else str(target),
+                "beside": None if beside is None else str(beside),
                 "files": {option: str(path) for option, path in self.asked.files.items()},
                 "threads": self.threads,
-                "about": asdict(self.about),
+                "about": {**self.origin.model_dump(), "merge_key": self.merge_key},
             }
             return call(python, form.module, request, self.report)
 
@@ -149,12 +145,11 @@ def make_by_engine(
     check_place(out, inputs.paths, is_file=single)
     python_of(form.engine, pythons)
     read = input_digests(plan)
-    base = input_name(inputs.base_reference)
-    adapters = tuple(input_name(reference) for reference in inputs.adapter_references)
-    about = About(base, adapters, key_of(plan, read, asked, base, adapters))
+    origin = origin_of(inputs)
+    key = key_of(plan, read, asked, origin)
     if single:
         finish_file(out)
-    done = _already_there(out, about.merge_key)
+    done = _already_there(out, key)
     if done is not None:
         sweep(out)
         return EngineResult(out, done, time.time() - started, 0, peak_memory(), True)
@@ -163,11 +158,12 @@ def make_by_engine(
     else:
         check_free(out, overwrite=overwrite)
     check_space(out, _size(plan, asked))
-    work = Work(inputs, plan, asked, about, threads, pythons, report)
+    work = Work(inputs, plan, asked, origin, key, threads, pythons, report)
     state = {"engine": form.engine.name, "version": __version__, "started": started}
     with (file_workplace if single else workplace)(out, state) as place:
         name = FILE if single else _name(out, asked)
-        told = work.run(place.work, place.work if name is None else place.work / name)
+        target = place.work if name is None else place.work / name
+        told = work.run(place.work, target, None if single else place.work)
         if any(a.changed() for a in plan.adapters) or input_digests(plan) != read:
             raise BadInput("An input changed while it was merged.")
         records = _records(place.work, told, name, out.name if single else None)
@@ -183,14 +179,26 @@ def make_by_engine(
     return EngineResult(out, manifest, time.time() - started, written, peak)
 
 
-def key_of(
-    plan: Plan, digests: Mapping[str, str], asked: Asked, base: str, adapters: Sequence[str]
-) -> str:
-    """The merge key of what an engine writes: the engine is an input as well, and so are the names
-    of base and adapters, which the output holds."""
-    named = {"name/base": base, **{f"name/adapter/{i}": n for i, n in enumerate(adapters, 1)}}
+def origin_of(inputs: Inputs) -> Origin:
+    """What the output says of its origin."""
+    adapters = tuple(input_name(reference) for reference in inputs.adapter_references)
+    reference = inputs.base_reference
+    if (reference.path / MANIFEST).is_file():
+        with suppress(BadInput):
+            made = read_manifest(reference.path)
+            before = tuple(record.name for record in made.adapters)
+            return Origin(
+                base=made.base.name, base_id=made.base.hub_id, adapters=(*before, *adapters)
+            )
+    return Origin(base=input_name(reference), base_id=reference.hub_id, adapters=adapters)
+
+
+def key_of(plan: Plan, digests: Mapping[str, str], asked: Asked, origin: Origin) -> str:
+    """The merge key of what an engine writes: the engine is an input as well, and so is what the
+    output says of its origin."""
     engine = asked.form.engine
-    return merge_key(plan, {**digests, **named, f"engine/{engine.name}": engine.identity})
+    words = {f"engine/{engine.name}": engine.identity, "origin": origin.model_dump_json()}
+    return merge_key(plan, {**digests, **words})
 
 
 def _name(out: Path, asked: Asked) -> str | None:
@@ -201,8 +209,11 @@ def _name(out: Path, asked: Asked) -> str | None:
 
 
 def _size(plan: Plan, asked: Asked) -> int:
-    """Bytes on disk, about: no more than the engine reads. Where the disk has less, it says so."""
-    return plan.bytes_to_write if asked.form.reads == "checkpoint" else plan.bytes_to_write // 8
+    """Bytes on disk, about: some tensors get other types, and the disk itself says where it is too
+    little."""
+    weights = sum(math.prod(tensor.shape) for tensor in plan.tensors.values())
+    needed = int(weights * asked.form.bytes_per_weight(asked.options))
+    return needed + (plan.bytes_to_write if asked.form.reads == "checkpoint" else 0)
 
 
 def _records(
@@ -250,10 +261,11 @@ def _manifest(
     base_files.append(file_record(plan.base.path / "config.json", "config.json"))
     weights = sum(math.prod(tensor.shape) for tensor in plan.tensors.values())
     return EngineManifest(
-        merge_key=work.about.merge_key,
+        merge_key=work.merge_key,
         plan_id=plan.plan_id,
         recipe=plan.recipe,
         engine=asked.form.engine.name,
+        origin=work.origin,
         reproducible="same-stack" if asked.form.rederivable else "not proven",
         base=input_record(inputs.base_reference, base_files),
         adapters=adapter_records(inputs, plan, digests),
@@ -264,6 +276,7 @@ def _manifest(
             for name, shape, kind in told.get("tensors", ())
         ),
         bits_per_weight=round(8 * sum(record.size for record in records) / max(weights, 1), 3),
+        weight_error=told.get("loss"),
         notes=(*plan.notes, *told["notes"]),
         versions={
             "remerge": __version__,

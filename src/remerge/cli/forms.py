@@ -34,6 +34,12 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
         metavar="FILE",
         help="With gguf: llama.cpp's importance matrix, which says what columns of weights count.",
     ),
+    click.option(
+        "--allow-token-differences",
+        is_flag=True,
+        help="With gguf: write the file though llama.cpp cuts test texts otherwise than the "
+        "checkpoint's tokenizer.",
+    ),
     engine_python,
 )
 # What an engine does not ask for.

@@ -22,7 +22,8 @@ class Form:
     With ``reads`` the ``merge`` the engine's process opens the merge and computes tensors as it
     needs them; an engine that must have the model in memory reads a ``checkpoint``, which is
     written for it and deleted. Output with a ``suffix`` is one file, named by ``file_name``.
-    ``rederivable``: the same inputs give the same bytes again.
+    ``bytes_per_weight`` serves to look for free space. ``rederivable``: the same inputs give the
+    same bytes again.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Form:
     files: frozenset[str] = frozenset()
     dtype: Callable[[Mapping[str, Any]], str] = lambda options: "keep"
     title: Callable[[Mapping[str, Any]], str] = lambda options: ""
+    bytes_per_weight: Callable[[Mapping[str, Any]], float] = lambda options: 2.0
     reads: Literal["merge", "checkpoint"] = "merge"
     suffix: str | None = None
     rederivable: bool = True

@@ -31,7 +31,7 @@ def read_form(to: str, given: Mapping[str, Any], digest: Any) -> Asked | None:
     ``digest`` gives a file's SHA-256. Raises `UsageError` for options of another form, and for
     files that cannot be read.
     """
-    given = {name: value for name, value in given.items() if value not in (None, (), [])}
+    given = {name: value for name, value in given.items() if value not in (None, (), [], False)}
     name, _, variant = to.partition(":")
     form = FORMS.get(name)
     for option in given:

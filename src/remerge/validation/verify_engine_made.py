@@ -10,7 +10,7 @@ from remerge.artefacts import user_index
 from remerge.artefacts.digests import file_digest, input_digests
 from remerge.artefacts.engine_manifest import EngineManifest
 from remerge.artefacts.making import Report
-from remerge.artefacts.making_by_engine import About, Work, key_of
+from remerge.artefacts.making_by_engine import Work, key_of
 from remerge.artefacts.manifest import FileRecord
 from remerge.engines.forms import FORMS, Asked
 from remerge.errors import BadInput, NotReproduced, Unsupported
@@ -55,18 +55,19 @@ def verify_engine_made(
         return VerifyReport(
             output, manifest.merge_key, len(manifest.outputs), 0, size, (*plan.notes, _ONCE)
         )
-    # The names that the inputs had then: they may lie elsewhere now.
-    base, adapters = manifest.base.name, tuple(record.name for record in manifest.adapters)
-    if key_of(plan, input_digests(plan), asked, base, adapters) != manifest.merge_key:
+    if key_of(plan, input_digests(plan), asked, manifest.origin) != manifest.merge_key:
         raise NotReproduced(
             f"{output} was made with another {manifest.engine}: {manifest.versions}.",
             why="It may give other bytes.",
         )
     record = _weights(output, manifest, form.suffix)
     with tempfile.TemporaryDirectory(prefix="remerge-verify-") as place:
-        about = About(base, adapters, manifest.merge_key)
-        work = Work(inputs, plan, asked, about, threads, pythons, report)
+        key = manifest.merge_key
+        work = Work(inputs, plan, asked, manifest.origin, key, threads, pythons, report)
         told = work.run(Path(place), None)
+    for beside in manifest.outputs:
+        if beside is not record and file_digest(folder / beside.name) != beside.sha256:
+            raise failure(folder / beside.name, "", as_recorded=False)
     as_recorded = file_digest(folder / record.name) == record.sha256
     if told["sha256"] != record.sha256 or not as_recorded:
         raise failure(folder / record.name, "", as_recorded)
