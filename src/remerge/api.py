@@ -48,9 +48,12 @@ class PlanOptions(TypedDict, total=False):
     ``requantize`` (``same``): what a quantised base is taken for and written as.
     ``expert_packing``: auto, rank-major or expert-major. ``max_shard_size`` in bytes or as ``5GB``;
     ``tokenizer``: auto, base, adapter, or one of several by name; ``copy_code``: carry the base's
-    .py files. ``to``: safetensors, adapter for `combine`, or ``gguf:Q4_K_M`` and the like for
-    `merge_gguf`, with ``tensor_type`` (``PATTERN=TYPE``) and ``via`` (bfloat16: quantise what a
-    checkpoint of that dtype holds). ``max_memory`` changes no byte;
+    .py files. ``to``: safetensors, a scheme (fp8, fp8-block, w8a8, nvfp4), adapter for `combine`,
+    or ``gguf:Q4_K_M`` and the like for `merge_gguf`. A scheme quantises linear layers, but for
+    ``ignore`` (names of modules, or ``re:`` and an expression), and experts that transformers
+    cannot read only with ``quantize_experts``. ``tensor_type`` (``PATTERN=TYPE``) and ``via``
+    (bfloat16: quantise what a checkpoint of that dtype holds) belong to gguf. ``max_memory``
+    changes no byte;
     ``progress`` allows the Hub's download bars, which appear on a terminal only.
     """
 
@@ -70,6 +73,8 @@ class PlanOptions(TypedDict, total=False):
     to: str
     tensor_type: Sequence[str]
     via: str | None
+    ignore: Sequence[str]
+    quantize_experts: bool
     max_memory: int | str
     progress: bool
 

@@ -61,8 +61,23 @@ if TYPE_CHECKING:
     default="safetensors",
     show_default=True,
     metavar="FORM",
-    help="safetensors: a checkpoint. adapter: the combination as one new adapter for PEFT. "
+    help="safetensors: a checkpoint. fp8, fp8-block, w8a8, nvfp4: the checkpoint with its linear "
+    "layers quantised as compressed-tensors does, for vLLM and transformers (docs/quantised.md). "
+    "adapter: the combination as one new adapter for PEFT. "
     "gguf:TYPE: one quantised file for llama.cpp in OUT, e.g. gguf:Q4_K_M or gguf:F16.",
+)
+@click.option(
+    "--ignore",
+    metavar="MODULE",
+    multiple=True,
+    help="With fp8 and its like: a module not to quantise, or 're:' and a regular expression, as "
+    "llm-compressor takes them, e.g. 're:.*down_proj'; repeatable.",
+)
+@click.option(
+    "--quantize-experts",
+    is_flag=True,
+    help="With fp8-block, w8a8 and nvfp4: quantise experts too, which vLLM reads and transformers "
+    "does not.",
 )
 @click.option(
     "--tensor-type",

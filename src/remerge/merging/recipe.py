@@ -12,6 +12,7 @@ from remerge.adapters.lora.packing import ExpertPacking
 from remerge.errors import UsageError
 from remerge.merging.asked import find_adapter, read_method, read_prefer, read_weights
 from remerge.merging.methods.registry import ALIASES, METHODS
+from remerge.merging.schemes.registry import SCHEMES
 from remerge.sources.dtypes import NAMED
 from remerge.sources.ggml_types import FILE_TYPES, TYPES
 
@@ -47,6 +48,8 @@ class Recipe(BaseModel):
     original was. ``weights`` are those of the adapters in their order, ``parameters`` all of the
     method's, defaults included; ``prefer`` says from which adapter (counted from 1) tensors are
     taken that several replace. ``adapter`` and ``gguf`` are set where the output is one.
+    ``quantize`` is the scheme of the checkpoint's linear layers but for modules to ``ignore``;
+    ``quantize_experts``: of experts also where transformers cannot read them.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -63,6 +66,9 @@ class Recipe(BaseModel):
     base_precision: Literal["stored", "dequantized", "original"] = "stored"
     simulate: Literal["nf4"] | None = None
     requantize: Literal["same"] | None = None
+    quantize: str | None = None
+    ignore: tuple[str, ...] = ()
+    quantize_experts: bool = False
     expert_packing: ExpertPacking = "auto"
     max_shard_size: int | None = Field(default=None, gt=0)
     tokenizer: str = Field(default="auto", pattern=r"^(auto|base|adapter(:\d+)?)$")
@@ -87,6 +93,8 @@ def make_recipe(
     to: str = "safetensors",
     tensor_type: Sequence[str] = (),
     via: str | None = None,
+    ignore: Sequence[str] = (),
+    quantize_experts: bool = False,
 ) -> Recipe:
     """A recipe from what people write; ``adapters`` are their labels. Raises `UsageError`."""
     form = read_gguf(to, tensor_type) if to.partition(":")[0] == "gguf" else None
@@ -94,7 +102,14 @@ def make_recipe(
         to, dtype = "gguf", _via(via, dtype)
     elif tensor_type or via is not None:
         raise UsageError("--tensor-type and --via belong to --to gguf:TYPE.")
-    _choose("--to", to, ("safetensors", "adapter", "gguf"))
+    quantize = to if to in SCHEMES else None
+    to = "safetensors" if quantize is not None else to
+    _choose("--to", to, ("safetensors", *SCHEMES, "adapter", "gguf"))
+    if quantize is None and (ignore or quantize_experts):
+        raise UsageError(
+            "--ignore and --quantize-experts belong to a scheme.",
+            hint=f"Write --to with one of {', '.join(SCHEMES)}.",
+        )
     if to != "safetensors":
         _check_single(
             to,
@@ -121,6 +136,15 @@ def make_recipe(
             f"--requantize cannot follow --method {found.name}, which rounds between adapters.",
             hint="Use another method, or merge one by one.",
         )
+    if quantize is not None and (requantize is not None or found.ordered):
+        raise UsageError(
+            f"--to {quantize} cannot go with "
+            + (f"--method {found.name}." if found.ordered else "--requantize."),
+            why="A merge that rounds between adapters has no unrounded values."
+            if found.ordered
+            else "One writes the base's own format, the other a new one.",
+            hint="Use another method." if found.ordered else "Leave one of them out.",
+        )
     if to == "adapter" and found.ordered:
         raise UsageError(
             f"--to adapter cannot follow --method {found.name}, which rounds between adapters.",
@@ -138,6 +162,9 @@ def make_recipe(
             "keep_float32": tuple(sorted(set(keep_float32))),
             "simulate": simulate,
             "requantize": requantize,
+            "quantize": quantize,
+            "ignore": _patterns(ignore),
+            "quantize_experts": quantize_experts,
             "expert_packing": expert_packing,
             "max_shard_size": limit,
             "tokenizer": _tokenizer(tokenizer, adapters),
@@ -192,6 +219,17 @@ def read_gguf(to: str, tensor_type: Sequence[str]) -> GgufForm:
             )
         found.append((pattern, kind.upper()))
     return GgufForm(file_type=asked, tensor_types=tuple(found))
+
+
+def _patterns(ignore: Sequence[str]) -> tuple[str, ...]:
+    """Names of modules and ``re:`` expressions, as llm-compressor writes them."""
+    for text in ignore:
+        if text.startswith("re:") and not _is_pattern(text.removeprefix("re:")):
+            raise UsageError(
+                f"--ignore {text!r} is no regular expression.",
+                hint="Give a module's name, or an expression such as 're:.*down_proj'.",
+            )
+    return tuple(sorted(set(ignore)))
 
 
 def _is_pattern(text: str) -> bool:
