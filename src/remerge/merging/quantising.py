@@ -17,7 +17,7 @@ from remerge.merging.schemes.scheme import VERSION, WeightScheme
 from remerge.merging.tensor_plan import Encoding, TensorPlan
 from remerge.sources.codecs.codec import Encodes, Joins
 from remerge.sources.documents import as_object
-from remerge.sources.dtypes import MERGEABLE
+from remerge.sources.dtypes import MERGEABLE, torch_dtype
 from remerge.sources.reading import DecodedBase
 
 if TYPE_CHECKING:
@@ -82,7 +82,9 @@ def quantised(
         )
     stated = _stated(scheme, found, layers, kept)
     return Quantised(
-        dict(_parts(scheme, chosen, tensors)), stated, _notes(scheme, found, chosen, kept)
+        dict(_parts(scheme, chosen, tensors)),
+        stated,
+        tuple(_notes(scheme, found, chosen, kept, {tensors[name].dtype for name in chosen})),
     )
 
 
@@ -286,19 +288,28 @@ def _notes(
     found: LinearLayers,
     chosen: Mapping[str, LinearLayer],
     kept: _Kept,
-) -> tuple[str, ...]:
-    notes = list(kept.notes(scheme))
+    dtypes: set[str],
+) -> Iterator[str]:
+    yield from kept.notes(scheme)
+    if scheme.runs is not None and dtypes != {scheme.runs}:
+        yield (
+            f"transformers runs {scheme.name} in {_named_dtype(scheme.runs)} alone: write --dtype "
+            f"{_named_dtype(scheme.runs)}, or load the model with this dtype."
+        )
     if found.stacked:
-        notes.append(
+        yield (
             f"{_named(found.stacked)} hold experts in one tensor, which stay as they are: "
             "transformers does not read such tensors quantised by compressed-tensors."
         )
     if not scheme.experts and any(layer.experts is not None for layer in chosen.values()):
-        notes.append(
+        yield (
             f"The experts are written as {scheme.name} for vLLM: transformers cannot load this "
             "checkpoint, or loads wrong experts."
         )
-    return tuple(notes)
+
+
+def _named_dtype(dtype: str) -> str:
+    return str(torch_dtype(dtype)).removeprefix("torch.")
 
 
 def _named(names: Iterable[str]) -> str:

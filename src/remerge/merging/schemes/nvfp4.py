@@ -63,4 +63,6 @@ NVFP4 = WeightScheme(
     activations=None,
     codec=_codec,
     columns=_GROUP,
+    # `unpack_fp4_from_uint8` of compressed_tensors gives nothing else.
+    runs="BF16",
 )

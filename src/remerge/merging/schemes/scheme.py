@@ -40,7 +40,8 @@ class WeightScheme:
     ``weights`` and ``activations`` are the preset's arguments where they are no defaults.
     ``codec`` makes what writes a tensor, from the tensor's name, its shape (rows, columns) and the
     dtype of scales. Columns must be a multiple of ``columns``, and so must be the rows of a layer
-    that engines put on top of others, of ``rows``. ``experts``: transformers reads experts in it.
+    that engines put on top of others, of ``rows``. ``experts``: transformers reads experts in it;
+    ``runs``: the only dtype in which transformers runs a model in it.
     """
 
     name: str
@@ -52,6 +53,7 @@ class WeightScheme:
     columns: int = 1
     rows: int = 1
     experts: bool = False
+    runs: str | None = None
 
     @property
     def float8(self) -> bool:
