@@ -51,9 +51,12 @@ class PlanOptions(TypedDict, total=False):
     ``requantize`` (``same``): what a quantised base is taken for and written as.
     ``expert_packing``: auto, rank-major or expert-major. ``max_shard_size`` in bytes or as ``5GB``;
     ``tokenizer``: auto, base, adapter, or one of several by name; ``copy_code``: carry the base's
-    .py files. ``to``: safetensors, adapter for `combine`, or ``gguf:Q4_K_M`` and the like for
-    `export`, with ``tensor_type`` (``PATTERN=TYPE``), ``via`` (bfloat16: quantise what a
-    checkpoint of that dtype holds) and ``imatrix`` (a file). ``max_memory`` changes no byte;
+    .py files. ``to``: safetensors, a scheme (fp8, fp8-block, w8a8, nvfp4), adapter for `combine`,
+    or ``gguf:Q4_K_M`` and the like for `export`. A scheme quantises linear layers, but for
+    ``ignore`` (names of modules, or ``re:`` and an expression), and experts that transformers
+    cannot read only with ``quantize_experts``. ``tensor_type`` (``PATTERN=TYPE``), ``via``
+    (bfloat16: quantise what a checkpoint of that dtype holds), ``imatrix`` (a file) and
+    ``allow_token_differences`` belong to gguf. ``max_memory`` changes no byte;
     ``progress`` allows the Hub's download bars, which appear on a terminal only.
     """
 
@@ -75,6 +78,8 @@ class PlanOptions(TypedDict, total=False):
     via: str | None
     imatrix: Source | None
     allow_token_differences: bool
+    ignore: Sequence[str]
+    quantize_experts: bool
     max_memory: int | str
     progress: bool
 
@@ -110,7 +115,7 @@ def _planned(base: Source | None, named: Sequence[Source], options: PlanOptions)
         "copy_code": asked.get("copy_code", False),
         "progress": asked.pop("progress", True),
     }
-    form = read_form(asked.get("to", ""), given, file_digest)
+    form = read_form(asked.get("to", "safetensors"), given, file_digest)
     if form is not None:
         asked |= _engine_words(form, asked.get("dtype", "keep"))
     recipe = make_recipe(labels_of(named), **asked)

@@ -13,10 +13,25 @@ from remerge.cli.output import print_json, print_notes, progress
 F = TypeVar("F", bound=Callable[..., Any])
 
 TO = (
-    "safetensors: a checkpoint. gguf:TYPE: one quantised file for llama.cpp, e.g. gguf:Q4_K_M or "
-    "gguf:F16 (OUT is the file where it ends in .gguf, else a directory)."
+    "safetensors: a checkpoint. fp8, fp8-block, w8a8, nvfp4: the checkpoint with its linear layers "
+    "quantised as compressed-tensors does, for vLLM and transformers (docs/quantised.md). "
+    "gguf:TYPE: one quantised file for llama.cpp, e.g. gguf:Q4_K_M or gguf:F16 (OUT is the file "
+    "where it ends in .gguf, else a directory)."
 )
 _OPTIONS: tuple[Callable[[Any], Any], ...] = (
+    click.option(
+        "--ignore",
+        metavar="MODULE",
+        multiple=True,
+        help="With fp8 and its like: a module not to quantise, or 're:' and a regular expression, "
+        "as llm-compressor takes them, e.g. 're:.*down_proj'; repeatable.",
+    ),
+    click.option(
+        "--quantize-experts",
+        is_flag=True,
+        help="With fp8-block, w8a8 and nvfp4: quantise experts too, which vLLM reads and "
+        "transformers does not.",
+    ),
     click.option(
         "--tensor-type",
         metavar="PATTERN=TYPE",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from remerge.engines.form import Form
 from remerge.engines.gguf import GGUF
 from remerge.errors import UsageError
+from remerge.merging.recipe import PLAIN_FORMS
 
 FORMS: Mapping[str, Form] = {form.name: form for form in (GGUF,)}
 # Every option that belongs to one of them.
@@ -25,7 +26,7 @@ class Asked:
     files: Mapping[str, Path] = field(default_factory=dict[str, Path])
 
 
-def read_form(to: str, given: Mapping[str, Any], digest: Any) -> Asked | None:
+def read_form(to: str, given: Mapping[str, Any], digest: Callable[[Path], str]) -> Asked | None:
     """What ``--to`` and its options ask of an engine; None where no engine is needed.
 
     ``digest`` gives a file's SHA-256. Raises `UsageError` for options of another form, and for
@@ -34,6 +35,9 @@ def read_form(to: str, given: Mapping[str, Any], digest: Any) -> Asked | None:
     given = {name: value for name, value in given.items() if value not in (None, (), [], False)}
     name, _, variant = to.partition(":")
     form = FORMS.get(name)
+    if form is None and to not in PLAIN_FORMS:
+        known = ", ".join((*PLAIN_FORMS, *FORMS))
+        raise UsageError(f"--to {to!r} is not known.", hint=f"Choose {known}.")
     for option in given:
         if form is None or option not in form.takes:
             flag = f"--{option.replace('_', '-')}"

@@ -29,8 +29,8 @@ _TEXTS = (
     "via",
     "imatrix",
 )
-_LISTS = ("prefer", "keep_float32", "tensor_type")
-_FLAGS = ("copy_code", "allow_token_differences")
+_LISTS = ("prefer", "keep_float32", "tensor_type", "ignore")
+_FLAGS = ("copy_code", "allow_token_differences", "quantize_experts")
 _OTHERS = ("weights", "max_shard_size")
 _INPUTS = ("base", "adapters", "output", "parameters")
 KEYS = frozenset({*_TEXTS, *_LISTS, *_FLAGS, *_OTHERS, *_INPUTS, *ALL_PARAMETERS})
