@@ -13,6 +13,7 @@ from math import prod
 
 import torch
 
+from remerge.errors import BadInput
 from remerge.sources.checkpoint import StoredTensor
 from remerge.sources.codecs.codec import Read, Values
 from remerge.sources.codecs.exponents import POWERS, shared_exponents
@@ -130,6 +131,12 @@ class OneByte:
         scales = torch.where(scales == 0, torch.finfo(torch.float32).eps, scales)
         dtype = torch_dtype(kind)
         stored = scales.to(dtype)
+        if (stored.isinf() & scales.isfinite()).any():
+            raise BadInput(
+                f"Tensor {self.name} has values of {float(high.maximum(-low).max()):.3g}, whose "
+                f"scale does not fit {str(dtype).removeprefix('torch.')}.",
+                hint="Merge with --dtype bfloat16 or float32, or check the adapter's scaling.",
+            )
         # What float16 cannot hold would divide by zero.
         stored = torch.where(stored == 0, torch.tensor(torch.finfo(dtype).eps, dtype=dtype), stored)
         return stored, stored.to(torch.float32), zeros
