@@ -102,12 +102,18 @@ class ScoreFile:
         self._values = None
 
 
-def put_likeliest(path: Path, rows: Sequence[Mapping[int, float]]) -> int:
+def put_likeliest(path: Path, rows: Sequence[Mapping[int, float]], vocabulary: int) -> None:
     """Write of each row the log-probabilities by token, as many of the likeliest as all rows have.
 
-    Gives how many that are.
+    Where that is the whole vocabulary, the rows are as `ScoreFile` writes them.
     """
     kept = min(len(row) for row in rows)
+    if kept == vocabulary:
+        file = ScoreFile(path, len(rows))
+        for row in rows:
+            file.put(np.array([[row[token] for token in range(vocabulary)]]))
+        file.close()
+        return
     ids = np.empty((len(rows), kept), np.int32)
     values = np.empty((len(rows), kept), np.float32)
     for number, row in enumerate(rows):
@@ -116,7 +122,6 @@ def put_likeliest(path: Path, rows: Sequence[Mapping[int, float]]) -> int:
         values[number] = [row[token] for token in likeliest]
     np.save(path, values)
     np.save(_ids_of(path), ids)
-    return kept
 
 
 def _ids_of(path: Path) -> Path:

@@ -4,7 +4,9 @@ says what it was made from, where there is one."""
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +19,9 @@ from remerge.sources.documents import as_list, as_object, read_json_object
 
 Kind = Literal["checkpoint", "gguf", "onnx"]
 _GENAI = "genai_config.json"
+# In a protocol buffer: the attribute "bits" with its value, and a tensor of type FLOAT, named next.
+_BITS = re.compile(rb"(?<=\x0a\x04bits\x18)[\x01-\x10]")
+_FLOAT = re.compile(rb"\x10\x01\x42")
 
 
 class Origin(BaseModel):
@@ -29,24 +34,60 @@ class Origin(BaseModel):
     recipe: Recipe
 
 
+class _Form(BaseModel):
+    """What a recipe says of how its output is written, whatever kind that is."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    file_type: str | None = None
+    precision: str | None = None
+
+
+class _Written(BaseModel):
+    """A recipe, as far as it says how its output is written."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    form: _Form | None = None
+
+
+class _Outputs(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    recipe: _Written
+
+
 @dataclass(frozen=True)
 class Artefact:
-    """``place`` is the file of a GGUF, else the directory; ``origin`` is None where there is no
-    manifest."""
+    """``place`` is the file of a GGUF, else the directory; ``manifest`` is None where there is
+    none."""
 
     kind: Kind
     place: Path
-    origin: Origin | None
+    manifest: Path | None
+
+    @cached_property
+    def origin(self) -> Origin | None:
+        """What it was made from; raises `BadInput` for a manifest of another kind, or none."""
+        return None if self.manifest is None else _origin(self.manifest)
 
     @property
     def format(self) -> str | None:
         """The format whose limits apply, as far as manifest and files tell: a file type of
         llama.cpp, a dtype, or int4, int8, fp8 or fp4. None where they do not."""
+        if self.kind == "checkpoint":
+            return _checkpoint_format(read_json_object(self.place / "config.json"))
+        form = None
+        if self.manifest is not None:
+            written = parsed(self.manifest, self.manifest.read_bytes(), _Outputs).recipe
+            form = written.form
         if self.kind == "gguf":
-            return None if self.origin is None else self.origin.recipe.form.get("file_type")
-        if self.kind == "onnx":
+            return None if form is None else form.file_type
+        if form is None or form.precision is None:
             return _onnx_format(self.place)
-        return _checkpoint_format(read_json_object(self.place / "config.json"))
+        return {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}.get(
+            form.precision, form.precision
+        )
 
 
 def find_artefact(path: Path) -> Artefact:
@@ -59,21 +100,20 @@ def find_artefact(path: Path) -> Artefact:
             beside = path.with_name(MANIFEST)
             if not _names(beside, path.name):
                 beside = None
-        return Artefact("gguf", path, None if beside is None else _origin(beside))
+        return Artefact("gguf", path, beside)
     if not path.is_dir():
         raise BadInput(f"There is nothing at {path}.")
-    manifest = path / MANIFEST
-    origin = _origin(manifest) if manifest.is_file() else None
+    manifest = path / MANIFEST if (path / MANIFEST).is_file() else None
     if (path / _GENAI).is_file():
-        return Artefact("onnx", path, origin)
+        return Artefact("onnx", path, manifest)
     files = sorted(path.glob("*.gguf"))
     if files and not (path / "config.json").is_file():
         if len(files) > 1:
             named = ", ".join(file.name for file in files[:5])
             raise BadInput(f"{path} holds several GGUF files: {named}.", hint="Name one of them.")
-        return Artefact("gguf", files[0], origin)
+        return Artefact("gguf", files[0], manifest)
     if (path / "config.json").is_file():
-        return Artefact("checkpoint", path, origin)
+        return Artefact("checkpoint", path, manifest)
     raise BadInput(
         f"{path} is no model: it has neither config.json nor {_GENAI}, nor a GGUF file.",
     )
@@ -137,10 +177,15 @@ def _quantised_format(quantised: dict[str, Any]) -> str | None:
 
 
 def _onnx_format(place: Path) -> str:
-    """By the operators that its graph names: weights of four bits have one of their own."""
+    """By its graph, whose weights lie in another file: the fewest bits of a quantised product, else
+    float16 where no tensor is float32."""
+    found: set[int] = set()
+    wide = False
     for file in sorted(place.glob("*.onnx")):
         with file.open("rb") as stream:
-            while block := stream.read(2**24):
-                if b"MatMulNBits" in block or b"GatherBlockQuantized" in block:
-                    return "int4"
-    return "float32"
+            while block := stream.read(2**26):
+                found |= {bits[0][0] for bits in _BITS.finditer(block)}
+                wide = wide or _FLOAT.search(block) is not None
+    if found:
+        return f"int{min(found)}"
+    return "float32" if wide else "float16"

@@ -195,6 +195,9 @@ def _perplexity(values: Wide) -> float:
 
 
 def likeliest_difference(told: dict[int, float], row: Wide) -> float:
-    """The largest difference between log-probabilities that a server told and a scored row's."""
+    """The mean absolute difference between log-probabilities that a server told and those of a
+    scored row (tokens), weighted by these probabilities."""
     whole = normalised(row)
-    return max(abs(value - float(whole[token])) for token, value in told.items())
+    pairs = [(float(whole[token]), value) for token, value in told.items()]
+    weight = sum(math.exp(scored) for scored, _ in pairs)
+    return sum(math.exp(scored) * abs(scored - value) for scored, value in pairs) / weight
