@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from remerge.artefacts.making_adapter import AdapterResult
     from remerge.artefacts.making_by_engine import EngineResult
     from remerge.validation.check import CheckReport
+    from remerge.validation.formats import FormatTable
 
 Source = str | Path
 
@@ -360,6 +361,55 @@ def check(
         form=form,
         settings=checking.Settings(max_prompts, max_tokens, answers),
         pythons=engine_python or {},
+        threads=threads,
+        max_memory=DEFAULT,
+        report=report,
+    )
+
+
+def formats(
+    base: Source,
+    adapters: Source | Sequence[Source],
+    forms: Sequence[str] = (),
+    *,
+    prompts: Source | None = None,
+    evaluation: Source | None = None,
+    questions: int = 50,
+    keep: Path | None = None,
+    max_prompts: int = 8,
+    max_tokens: int = 128,
+    engine_python: Mapping[str, str] | None = None,
+    threads: int | None = None,
+    report: Report = _silent,
+) -> FormatTable:
+    """Formats of one model side by side: size, divergence from the merge in float32, perplexity,
+    right answers, and the time to make each.
+
+    ``forms`` are named as after ``--to``; by default those that the engines installed here can
+    make. ``prompts`` and ``evaluation`` are files, of texts and of questions with their answers.
+    What is made is deleted unless ``keep`` names a new directory.
+    """
+    # It always imports transformers, which takes seconds; most commands can do without.
+    from remerge.validation.check import Settings
+    from remerge.validation.formats import compare_formats, usual_forms
+
+    own = engine_python or {}
+    named = [adapters] if isinstance(adapters, str | Path) else list(adapters)
+
+    def make(form: str, place: Path) -> EngineResult | MergeResult:
+        return export(
+            base, place, adapters=named, to=form, threads=threads, engine_python=own, report=report
+        )
+
+    return compare_formats(
+        make,
+        forms or usual_forms(own),
+        prompts=None if prompts is None else Path(prompts),
+        evaluation=None if evaluation is None else Path(evaluation),
+        keep=keep,
+        settings=Settings(max_prompts, max_tokens, 0),
+        questions=questions,
+        pythons=own,
         threads=threads,
         max_memory=DEFAULT,
         report=report,

@@ -29,6 +29,7 @@ _COMMANDS = (
     "inspect",
     "verify",
     "check",
+    "formats",
     "engines",
     "doctor",
 )
