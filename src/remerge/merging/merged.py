@@ -297,6 +297,10 @@ class MergedTensor:
     def __len__(self) -> int:
         return self.plan.shape[0]
 
+    def is_floating_point(self) -> bool:
+        """As a tensor's, which transformers asks while it loads a quantised model."""
+        return self.dtype.is_floating_point
+
     def __getitem__(self, key: Any) -> torch.Tensor:
         """Rows by int, slice, ``...`` or a tuple that begins with one of these."""
         parts = cast("tuple[Any, ...]", key if isinstance(key, tuple) else (key,))

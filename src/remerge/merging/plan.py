@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -151,6 +152,12 @@ class Plan:
         """Whether full deltas of several adapters are combined."""
         changes = (plan.touched_by for plan in self.tensors.values())
         return any(isinstance(s, Combined) for c in changes if c is not None for s in c.steps)
+
+    @property
+    def written(self) -> Mapping[str, int]:
+        """How many tensors are quantised into which format that the base had them not in."""
+        codes = [plan.encoding for plan in self.tensors.values() if plan.encoding is not None]
+        return Counter(e.codec.format for e in codes if e.anew and e.role == "codes")
 
     @property
     def bytes_to_write(self) -> int:

@@ -1,4 +1,4 @@
-"""What a scheme makes of a weight, in whatever pieces: bit for bit compressed-tensors' own."""
+"""What a scheme makes of a weight, in whatever pieces: the bits that compressed-tensors makes."""
 
 from __future__ import annotations
 
