@@ -71,10 +71,10 @@ def same(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> None:
 
 
 def make(base: Path, adapter: Path, out: Path, to: str, **options: object) -> Path:
-    result = remerge.merge_gguf(
+    result = remerge.export(
         base,
-        adapter,
         out,
+        adapters=adapter,
         to=to,
         engine_python=PYTHONS,
         **options,  # type: ignore[arg-type]

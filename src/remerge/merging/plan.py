@@ -138,7 +138,9 @@ class Plan:
 
     @property
     def decodes(self) -> bool:
-        """Whether tensors in a quantised format are read."""
+        """Whether tensors in a quantised format are read or written."""
+        if any(plan.encoding is not None for plan in self.tensors.values()):
+            return True
         origins = (plan.origin for plan in self.tensors.values())
         return any(
             origin is not None and not isinstance(origin, StoredTensor) for origin in origins
@@ -205,7 +207,11 @@ def _piece_document(piece: Piece) -> dict[str, Any]:
         if plan.source.dtype != plan.dtype:
             document["dtype"] = [plan.source.dtype, plan.dtype]
     if plan.encoding is not None:
-        document["encoded"] = [plan.encoding.role, _origin(plan.encoding.codec)]
+        origin = plan.encoding.origin
+        document["encoded"] = [plan.encoding.role, None if origin is None else _origin(origin)]
+        if plan.encoding.anew:
+            document["encoded"].append(plan.encoding.codec.format)
+            document["encoded"] += [other.codec.name for other in plan.encoding.shares]
     if plan.touched_by is not None:
         document["steps"] = [step_name(step) for step in plan.touched_by.steps]
     return document
