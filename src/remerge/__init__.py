@@ -28,6 +28,7 @@ from remerge.version import __version__
 
 if TYPE_CHECKING:
     from remerge.api import (
+        check,
         combine,
         conflicts,
         export,
@@ -50,6 +51,7 @@ __all__ = [
     "Unsupported",
     "UsageError",
     "__version__",
+    "check",
     "combine",
     "conflicts",
     "export",
@@ -66,6 +68,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Import the working parts (torch) at their first use, so that ``remerge --help`` is quick."""
     if name in (
+        "check",
         "combine",
         "conflicts",
         "export",

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from remerge.artefacts.extracting import ExtractionResult
     from remerge.artefacts.making_adapter import AdapterResult
     from remerge.artefacts.making_by_engine import EngineResult
+    from remerge.validation.check import CheckReport
 
 Source = str | Path
 
@@ -319,6 +320,48 @@ def verify(
         threads=threads,
         device=_device(device),
         pythons=engine_python or {},
+        report=report,
+    )
+
+
+def check(
+    output: Source,
+    engine: str,
+    *,
+    base: Source | None = None,
+    adapter: Source | Sequence[Source] | None = None,
+    reference: Source | None = None,
+    prompts: Source | None = None,
+    form: str | None = None,
+    max_prompts: int = 8,
+    max_tokens: int = 128,
+    answers: int = 3,
+    engine_python: Mapping[str, str] | None = None,
+    threads: int | None = None,
+    report: Report = _silent,
+) -> CheckReport:
+    """Load ``output`` in a real engine and compare it with the merge in float32 (docs/check.md).
+
+    ``engine``: transformers, llama.cpp, vllm, onnxruntime, or statically tgi and tensorrt-llm. The
+    first ``max_tokens`` tokens of the first ``max_prompts`` prompts (of a file, or built in) are
+    scored by both. The merge is the manifest's, of ``base`` and ``adapter`` where these moved, or
+    ``reference`` takes its place. ``passed`` and ``gates`` of the report tell what held.
+    """
+    # It always imports transformers, which takes seconds; most commands can do without.
+    from remerge.validation import check as checking
+
+    return checking.check(
+        Path(output),
+        engine,
+        base=base,
+        adapters=() if adapter is None else _several(adapter),
+        reference=None if reference is None else Path(reference),
+        prompts=None if prompts is None else Path(prompts),
+        form=form,
+        settings=checking.Settings(max_prompts, max_tokens, answers),
+        pythons=engine_python or {},
+        threads=threads,
+        max_memory=DEFAULT,
         report=report,
     )
 

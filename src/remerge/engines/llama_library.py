@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -152,6 +152,17 @@ class LlamaLibrary:
     errors: list[str] = field(default_factory=list[str])
     _kept: list[Any] = field(default_factory=list[Any])
 
+    @property
+    def said(self) -> str:
+        """The first error since a model was loaded."""
+        return self.errors[0].rstrip(".") if self.errors else "it does not say why"
+
+    def metadata(self, model: Any, key: str) -> str | None:
+        """A value of the file's metadata as text; None where it has none."""
+        found = ctypes.create_string_buffer(256)
+        size = self.functions.llama_model_meta_val_str(model, key.encode(), found, 256)
+        return None if size < 0 else found.value.decode("utf-8", "replace")
+
     @contextmanager
     def model(self, file: Path, *, vocab_only: bool = False) -> Generator[Any]:
         """A GGUF file loaded, or its vocabulary alone; raises `BadInput` where it cannot be."""
@@ -160,8 +171,7 @@ class LlamaLibrary:
         del self.errors[:]
         found = self.functions.llama_model_load_from_file(str(file).encode(), wanted)
         if not found:
-            why = self.errors[0] if self.errors else "it does not say why"
-            raise BadInput(f"llama.cpp cannot load {file}: {why.rstrip('.')}.")
+            raise BadInput(f"llama.cpp cannot load {file}: {self.said}.")
         try:
             yield found
         finally:
@@ -184,20 +194,6 @@ class LlamaLibrary:
                 return list(found[:count])
             if -count <= room:
                 raise BadInput("llama.cpp cannot cut a text into tokens.")
-            room = -count
-
-    def piece(self, model: Any, tokens: Sequence[int]) -> str:
-        """Tokens as text, names of special ones left out."""
-        vocabulary = self.functions.llama_model_get_vocab(model)
-        ids = (ctypes.c_int32 * len(tokens))(*tokens)
-        room = 16 + 8 * len(tokens)
-        while True:
-            found = ctypes.create_string_buffer(room)
-            count = self.functions.llama_detokenize(
-                vocabulary, ids, len(tokens), found, room, False, False
-            )
-            if count >= 0:
-                return found.raw[:count].decode("utf-8", "replace")
             room = -count
 
 
@@ -249,7 +245,6 @@ def _check(found: Any, expected: dict[str, Any]) -> None:
 def _typed(library: Any) -> Any:
     pointer, number, text = ctypes.c_void_p, ctypes.c_int32, ctypes.c_char_p
     ids = ctypes.POINTER(number)
-    # The last parameter of tokenise and detokenise: two booleans.
     signatures: dict[str, tuple[Any, list[Any]]] = {
         "llama_backend_init": (None, []),
         "llama_log_set": (None, [_LOG, pointer]),
@@ -258,6 +253,7 @@ def _typed(library: Any) -> Any:
         "llama_model_load_from_file": (pointer, [text, ModelParameters]),
         "llama_model_free": (None, [pointer]),
         "llama_model_get_vocab": (pointer, [pointer]),
+        "llama_model_meta_val_str": (number, [pointer, text, text, ctypes.c_size_t]),
         "llama_init_from_model": (pointer, [pointer, ContextParameters]),
         "llama_free": (None, [pointer]),
         "llama_get_memory": (pointer, [pointer]),
@@ -267,14 +263,9 @@ def _typed(library: Any) -> Any:
         "llama_vocab_n_tokens": (number, [pointer]),
         "llama_vocab_get_add_bos": (ctypes.c_bool, [pointer]),
         "llama_vocab_get_add_eos": (ctypes.c_bool, [pointer]),
-        "llama_vocab_is_eog": (ctypes.c_bool, [pointer, number]),
         "llama_tokenize": (
             number,
             [pointer, text, number, ids, number, ctypes.c_bool, ctypes.c_bool],
-        ),
-        "llama_detokenize": (
-            number,
-            [pointer, ids, number, text, number, ctypes.c_bool, ctypes.c_bool],
         ),
     }
     for name, (result, parameters) in signatures.items():

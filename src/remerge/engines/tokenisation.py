@@ -60,25 +60,34 @@ def differences(
     return told
 
 
-def open_tokenizer(directory: Path) -> Any:
-    """The tokenizer of a checkpoint, by transformers, without any code of the checkpoint.
+def split(place: Path) -> tuple[Path, dict[str, str]]:
+    """A checkpoint's directory, or a GGUF file's with its name, as transformers wants them."""
+    return (place.parent, {"gguf_file": place.name}) if place.is_file() else (place, {})
 
-    Raises `BadInput` for a directory that has none which transformers can read.
+
+def open_tokenizer(place: Path) -> Any:
+    """The tokenizer of a checkpoint, or of a GGUF file, by transformers, without any code of it.
+
+    Raises `BadInput` for a place that has none which transformers can read.
     """
     import transformers
 
     tokenizer: Any = transformers.AutoTokenizer
+    directory, form = split(place)
     try:
         return tokenizer.from_pretrained(
-            str(directory), local_files_only=True, trust_remote_code=False
+            str(directory), local_files_only=True, trust_remote_code=False, **form
         )
     except Exception as error:  # whatever a tokenizer's many formats raise
         said = " ".join(str(error).split())[:300] or type(error).__name__
-        raise BadInput(f"transformers cannot read the tokenizer of {directory}: {said}") from error
+        raise BadInput(
+            f"transformers cannot read the tokenizer of {place}: {said.rstrip('.')}.",
+            hint="What is missing may be a package beside remerge, or a tokenizer.json.",
+        ) from error
 
 
-def tokens_of(directory: Path, texts: Sequence[str]) -> list[list[int]]:
+def tokens_of(place: Path, texts: Sequence[str]) -> list[list[int]]:
     """The ids of every text by the checkpoint's tokenizer, with the special tokens that it puts
     before and after. Raises `BadInput`."""
-    tokenizer = open_tokenizer(directory)
+    tokenizer = open_tokenizer(place)
     return [list(tokenizer(text)["input_ids"]) for text in texts]
