@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from remerge.cli.check_report import print_report
 from remerge.cli.options import engine_python, json_output, pythons, quiet, threads, verbose
-from remerge.cli.output import print_json, progress
+from remerge.cli.output import counter, print_json
 
 
 @click.command("check")
@@ -73,22 +71,21 @@ def command(
     import remerge
     from remerge.validation.check import document
 
-    with progress("scoring", quiet=quiet or as_json) as told:
-        report = remerge.check(
-            output,
-            engine,
-            base=base,
-            adapter=adapter or None,
-            reference=reference,
-            prompts=None if prompts is None else Path(prompts),
-            form=form,
-            max_prompts=max_prompts,
-            max_tokens=max_tokens,
-            answers=answers,
-            engine_python=pythons(engine_python),
-            threads=threads,
-            report=told,
-        )
+    report = remerge.check(
+        output,
+        engine,
+        base=base,
+        adapter=adapter or None,
+        reference=reference,
+        prompts=prompts,
+        form=form,
+        max_prompts=max_prompts,
+        max_tokens=max_tokens,
+        answers=answers,
+        engine_python=pythons(engine_python),
+        threads=threads,
+        report=counter("scored", quiet=quiet or as_json),
+    )
     if as_json:
         print_json(document(report))
     elif not quiet:

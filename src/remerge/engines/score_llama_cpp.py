@@ -82,7 +82,7 @@ def _score(
                 raise BadInput(f"llama.cpp cannot compute prompt {number}: {library.said}.")
             logits = calls.llama_get_logits(context)
             file.put(np.ctypeslib.as_array(logits, shape=(len(prompt), width)))
-            report(number, len(questions.prompts), "prompts scored")
+            report(number, len(questions.prompts), "prompts")
         file.close()
     except ValueError as error:
         raise BadInput(f"llama.cpp computes no log-probabilities of this file: {error}.") from error

@@ -56,7 +56,7 @@ def work(request: Mapping[str, Any], report: Report) -> dict[str, Any]:
             row = _logits(generator)
         if wanted:
             answers.append(found)
-        report(number, len(questions.prompts), "prompts scored")
+        report(number, len(questions.prompts), "prompts")
     file.close()
     usual = _tokens(tokenizer, questions)
     tokenizer.update_options(add_special_tokens="true")

@@ -47,7 +47,7 @@ def work(request: Mapping[str, Any], report: Report) -> dict[str, Any]:
     def told() -> None:
         nonlocal done
         done += 1
-        report(done, total, "prompts scored")
+        report(done, total, "prompts")
 
     plan = _plan(request["merge"]) if request.get("merge") else None
     artefact = None if request.get("artefact") is None else Path(request["artefact"])

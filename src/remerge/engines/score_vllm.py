@@ -89,7 +89,7 @@ def _rows(model: Any, questions: Questions, told: int, report: Report) -> list[d
         # Nothing is told of the first token; the token that is generated tells of the last row.
         positions = [*said.prompt_logprobs[1:], said.outputs[0].logprobs[0]]
         rows += [{token: one.logprob for token, one in row.items()} for row in positions]
-        report(number, len(questions.prompts), "prompts scored")
+        report(number, len(questions.prompts), "prompts")
     return rows
 
 

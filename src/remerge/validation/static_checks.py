@@ -204,8 +204,8 @@ def _quantisation(engine: StaticEngine, directory: Path, config: Mapping[str, An
 
 
 def _rope(config: Mapping[str, Any]) -> Gate | None:
-    """Both engines come with transformers 4, which reads ``rope_theta`` and takes 10000 where only
-    ``rope_parameters`` states another base."""
+    """transformers 4, which engines still come with, reads ``rope_theta`` and takes 10000 where
+    only ``rope_parameters`` states another base."""
     text = as_object(config.get("text_config")) or config
     newer = as_object(text.get("rope_parameters"))
     base = None if newer is None else newer.get("rope_theta")
