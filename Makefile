@@ -8,7 +8,7 @@ MERGEKIT := .venv-mergekit
 # Environments of engines, as users install them, and of what tests compare them with.
 ENGINES := .engines
 
-.PHONY: demo test slow-test mergekit-test engine-test check bench clean
+.PHONY: demo test slow-test mergekit-test engine-test check bench bench-gguf clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -52,6 +52,9 @@ check: $(VENV)/installed
 
 bench: $(VENV)/installed
 	$(BIN)/python benchmarks/bench.py $(BENCH)
+
+bench-gguf: $(ENGINES)/installed
+	$(BIN)/python benchmarks/bench_gguf.py $(BENCH)
 
 clean:
 	rm -rf $(VENV) $(MERGEKIT) $(ENGINES)

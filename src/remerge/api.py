@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 import torch
 
 from remerge.artefacts.conflicting import Conflicts, find_conflicts
+from remerge.artefacts.digests import file_digest
 from remerge.artefacts.extraction_manifest import ExtractionOptions
 from remerge.artefacts.making import MergeResult, Report, make
+from remerge.engines.forms import OPTIONS, Asked, read_form
 from remerge.errors import UsageError
 from remerge.merging.budget import DEFAULT, SMALLEST, Resources
 from remerge.merging.extraction import LARGEST_RANK
@@ -28,8 +31,9 @@ from remerge.validation.verify import VerifyReport
 if TYPE_CHECKING:
     from remerge.artefacts.extracting import ExtractionResult
     from remerge.artefacts.making_adapter import AdapterResult
-    from remerge.artefacts.making_gguf import GgufResult
+    from remerge.artefacts.making_by_engine import EngineResult
     from remerge.validation.check import CheckReport
+    from remerge.validation.formats import FormatTable
 
 Source = str | Path
 
@@ -49,9 +53,12 @@ class PlanOptions(TypedDict, total=False):
     ``requantize`` (``same``): what a quantised base is taken for and written as.
     ``expert_packing``: auto, rank-major or expert-major. ``max_shard_size`` in bytes or as ``5GB``;
     ``tokenizer``: auto, base, adapter, or one of several by name; ``copy_code``: carry the base's
-    .py files. ``to``: safetensors, adapter for `combine`, or ``gguf:Q4_K_M`` and the like for
-    `merge_gguf`, with ``tensor_type`` (``PATTERN=TYPE``) and ``via`` (bfloat16: quantise what a
-    checkpoint of that dtype holds). ``max_memory`` changes no byte;
+    .py files. ``to``: safetensors, a scheme (fp8, fp8-block, w8a8, nvfp4), adapter for `combine`,
+    or ``gguf:Q4_K_M`` and the like for `export`. A scheme quantises linear layers, but for
+    ``ignore`` (names of modules, or ``re:`` and an expression), and experts that transformers
+    cannot read only with ``quantize_experts``. ``tensor_type`` (``PATTERN=TYPE``), ``via``
+    (bfloat16: quantise what a checkpoint of that dtype holds), ``imatrix`` (a file) and
+    ``allow_token_differences`` belong to gguf. ``max_memory`` changes no byte;
     ``progress`` allows the Hub's download bars, which appear on a terminal only.
     """
 
@@ -71,6 +78,10 @@ class PlanOptions(TypedDict, total=False):
     to: str
     tensor_type: Sequence[str]
     via: str | None
+    imatrix: Source | None
+    allow_token_differences: bool
+    ignore: Sequence[str]
+    quantize_experts: bool
     max_memory: int | str
     progress: bool
 
@@ -84,24 +95,46 @@ def plan(
     (``org/name[@revision]``); without ``base`` the adapters' configurations name it. Raises
     `BadInput` for whatever would merge wrong.
     """
-    return _planned(base, adapters, options)[1]
+    return _planned(base, _several(adapters), options).plan
 
 
-def _planned(
-    base: Source | None, adapters: Source | Sequence[Source], options: PlanOptions
-) -> tuple[Inputs, Plan, int]:
-    """Inputs and plan, and the memory budget in bytes."""
+@dataclass(frozen=True)
+class _Planned:
+    """Inputs and plan, the memory budget in bytes, and what an engine is to write."""
+
+    inputs: Inputs
+    plan: Plan
+    budget: int
+    asked: Asked | None
+
+
+def _planned(base: Source | None, named: Sequence[Source], options: PlanOptions) -> _Planned:
     asked: dict[str, Any] = dict(options)
-    named = _several(adapters)
+    given = {option: asked.pop(option) for option in OPTIONS if option in asked}
     budget = _budget(asked.pop("max_memory", DEFAULT))
     opening = {
         "base_precision": asked.pop("base_precision", None),
         "copy_code": asked.get("copy_code", False),
         "progress": asked.pop("progress", True),
     }
+    form = read_form(asked.get("to", "safetensors"), given, file_digest)
+    if form is not None:
+        asked |= _engine_words(form, asked.get("dtype", "keep"))
     recipe = make_recipe(labels_of(named), **asked)
     inputs = open_inputs(base, named, **opening)
-    return inputs, make_plan(inputs, recipe, budget), budget
+    return _Planned(inputs, make_plan(inputs, recipe, budget), budget, form)
+
+
+def _engine_words(asked: Asked, dtype: str) -> dict[str, Any]:
+    """What an engine's form says in the terms of a recipe; ``dtype`` is what was given besides."""
+    form = asked.form
+    if dtype != "keep":
+        instead = f"write --via {dtype}" if "via" in form.takes else "leave out --dtype"
+        raise UsageError(
+            f"--dtype {dtype} means nothing with --to {form.name}.",
+            hint=f"To quantise what a checkpoint of {dtype} holds, {instead}.",
+        )
+    return {"to": form.name, "form": asked.options, "dtype": form.dtype(asked.options)}
 
 
 def _several(adapters: Source | Sequence[Source]) -> Sequence[Source]:
@@ -134,16 +167,40 @@ def merge(
     if retention not in ("sample", "full"):
         raise UsageError(f"retention {retention!r} is not known.", hint="Choose sample or full.")
     where = _device(device)
-    inputs, made, budget = _planned(base, adapters, options)
-    if made.recipe.format != "safetensors":
-        call = {"adapter": "combine", "gguf": "merge_gguf"}[made.recipe.format]
+    planned = _planned(base, _several(adapters), options)
+    if planned.plan.recipe.format != "safetensors":
+        call = "combine" if planned.asked is None else "export"
         raise UsageError("merge writes checkpoints alone.", hint=f"Call remerge.{call}.")
+    return _make(
+        planned,
+        output,
+        threads,
+        where,
+        started,
+        overwrite=overwrite,
+        retention=retention,
+        report=report,
+    )
+
+
+def _make(
+    planned: _Planned,
+    output: Source,
+    threads: int | None,
+    device: torch.device,
+    started: float,
+    *,
+    overwrite: bool,
+    retention: Literal["sample", "full"],
+    report: Report,
+) -> MergeResult:
+    made = planned.plan
     return make(
-        inputs,
+        planned.inputs,
         made,
         Path(output),
-        Resources.of(budget, threads, quantised=made.decodes, combines=made.combines),
-        device=where,
+        Resources.of(planned.budget, threads, quantised=made.decodes, combines=made.combines),
+        device=device,
         started=started,
         overwrite=overwrite,
         retention=retention,
@@ -174,12 +231,12 @@ def combine(
 
     started = time.time()
     where = _device(device)
-    inputs, made, budget = _planned(base, adapters, {**options, "to": "adapter"})
+    planned = _planned(base, _several(adapters), {**options, "to": "adapter"})
     return make_adapter(
-        inputs,
-        made,
+        planned.inputs,
+        planned.plan,
         Path(output),
-        max_memory=budget,
+        max_memory=planned.budget,
         threads=threads,
         device=where,
         started=started,
@@ -188,32 +245,49 @@ def combine(
     )
 
 
-def merge_gguf(
-    base: Source | None,
-    adapters: Source | Sequence[Source],
+def export(
+    source: Source | None,
     output: Source,
     *,
+    adapters: Source | Sequence[Source] = (),
     overwrite: bool = False,
     threads: int | None = None,
     engine_python: Mapping[str, str] | None = None,
     report: Report = _silent,
     **options: Unpack[PlanOptions],
-) -> GgufResult:
-    """Merge and quantise into one GGUF file for llama.cpp in ``output``, in one pass.
+) -> EngineResult | MergeResult:
+    """Write a checkpoint, or base and adapters, in the form ``to`` says, in one pass.
 
-    Options are those of `merge`, ``to`` a ``gguf:TYPE``. The work is done in llama.cpp's
-    environment (``remerge engines install llama.cpp``), or by the interpreter that
-    ``engine_python`` names for it.
+    ``source`` is a checkpoint, merged before or not; with ``adapters`` these are merged into it
+    on the way. Options are those of `merge`. What an engine writes (``gguf:Q4_K_M``) is done in
+    its environment (``remerge engines install llama.cpp``), or by the interpreter that
+    ``engine_python`` names for it; anything else is a checkpoint again.
     """
-    from remerge.artefacts.making_gguf import make_gguf
-
     started = time.time()
-    inputs, made, _ = _planned(base, adapters, options)
-    if made.recipe.gguf is None:
-        raise UsageError("merge_gguf needs to=gguf:TYPE.", hint="For example gguf:Q4_K_M.")
-    return make_gguf(
-        inputs,
-        made,
+    named = [adapters] if isinstance(adapters, str | Path) else list(adapters)
+    if not named and source is None:
+        raise UsageError("There is nothing to export.", hint="Name a checkpoint, or an adapter.")
+    planned = _planned(source, named, options)
+    if planned.plan.recipe.format == "adapter":
+        raise UsageError("An adapter comes of several.", hint="Call remerge.combine.")
+    if planned.asked is None:
+        return _make(
+            planned,
+            output,
+            threads,
+            torch.device("cpu"),
+            started,
+            overwrite=overwrite,
+            retention="sample",
+            report=report,
+        )
+    # It needs engines, and most merges none.
+    from remerge.artefacts.making_by_engine import make_by_engine
+
+    return make_by_engine(
+        planned.inputs,
+        planned.plan,
+        planned.asked,
         Path(output),
         threads=threads,
         pythons=engine_python or {},
@@ -231,6 +305,7 @@ def verify(
     device: str = "cpu",
     threads: int | None = None,
     max_memory: int | str = DEFAULT,
+    engine_python: Mapping[str, str] | None = None,
     report: Report = _silent,
 ) -> VerifyReport:
     """Derive every file of ``output`` again and compare bytes, writing nothing.
@@ -245,6 +320,7 @@ def verify(
         max_memory=_budget(max_memory),
         threads=threads,
         device=_device(device),
+        pythons=engine_python or {},
         report=report,
     )
 
@@ -285,6 +361,55 @@ def check(
         form=form,
         settings=checking.Settings(max_prompts, max_tokens, answers),
         pythons=engine_python or {},
+        threads=threads,
+        max_memory=DEFAULT,
+        report=report,
+    )
+
+
+def formats(
+    base: Source,
+    adapters: Source | Sequence[Source],
+    forms: Sequence[str] = (),
+    *,
+    prompts: Source | None = None,
+    evaluation: Source | None = None,
+    questions: int = 50,
+    keep: Path | None = None,
+    max_prompts: int = 8,
+    max_tokens: int = 128,
+    engine_python: Mapping[str, str] | None = None,
+    threads: int | None = None,
+    report: Report = _silent,
+) -> FormatTable:
+    """Formats of one model side by side: size, divergence from the merge in float32, perplexity,
+    right answers, and the time to make each.
+
+    ``forms`` are named as after ``--to``; by default those that the engines installed here can
+    make. ``prompts`` and ``evaluation`` are files, of texts and of questions with their answers.
+    What is made is deleted unless ``keep`` names a new directory.
+    """
+    # It always imports transformers, which takes seconds; most commands can do without.
+    from remerge.validation.check import Settings
+    from remerge.validation.formats import compare_formats, usual_forms
+
+    own = engine_python or {}
+    named = [adapters] if isinstance(adapters, str | Path) else list(adapters)
+
+    def make(form: str, place: Path) -> EngineResult | MergeResult:
+        return export(
+            base, place, adapters=named, to=form, threads=threads, engine_python=own, report=report
+        )
+
+    return compare_formats(
+        make,
+        forms or usual_forms(own),
+        prompts=None if prompts is None else Path(prompts),
+        evaluation=None if evaluation is None else Path(evaluation),
+        keep=keep,
+        settings=Settings(max_prompts, max_tokens, 0),
+        questions=questions,
+        pythons=own,
         threads=threads,
         max_memory=DEFAULT,
         report=report,

@@ -21,7 +21,18 @@ from remerge.version import __version__
 
 # A hostile name may be as long as a header.
 _LONGEST = 2000
-_COMMANDS = ("merge", "conflicts", "extract", "inspect", "verify", "check", "engines", "doctor")
+_COMMANDS = (
+    "merge",
+    "export",
+    "conflicts",
+    "extract",
+    "inspect",
+    "verify",
+    "check",
+    "formats",
+    "engines",
+    "doctor",
+)
 
 
 class _Lazy(click.Group):

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
 from click.core import ParameterSource
 
+from remerge.cli.forms import (
+    TO,
+    form_options,
+    is_engine_made,
+    refuse_checkpoints_own,
+    write_by_engine,
+)
 from remerge.cli.methods import MethodCommand, given_parameters, method_options, numbers
 from remerge.cli.options import (
     device,
-    engine_python,
     json_output,
     max_memory,
     pythons,
@@ -61,22 +67,9 @@ if TYPE_CHECKING:
     default="safetensors",
     show_default=True,
     metavar="FORM",
-    help="safetensors: a checkpoint. adapter: the combination as one new adapter for PEFT. "
-    "gguf:TYPE: one quantised file for llama.cpp in OUT, e.g. gguf:Q4_K_M or gguf:F16.",
+    help=f"{TO} adapter: the combination as one new adapter for PEFT.",
 )
-@click.option(
-    "--tensor-type",
-    metavar="PATTERN=TYPE",
-    multiple=True,
-    help="With gguf: the type of tensors whose names match, e.g. attn_v=Q8_0; repeatable.",
-)
-@click.option(
-    "--via",
-    metavar="DTYPE",
-    help="With gguf: quantise what a checkpoint of this dtype holds (bfloat16: as merging, "
-    "converting and quantising one after the other gives) instead of float32.",
-)
-@engine_python
+@form_options
 @click.option(
     "--dtype",
     default="keep",
@@ -197,13 +190,23 @@ def command(
         )
         return
     own = pythons(engine_python)
-    to_gguf = str(asked.options.get("to", "")).partition(":")[0] == "gguf"
-    for option in ("retention", "device", "max_memory"):
-        if to_gguf and _is_given(option):
-            raise click.UsageError(f"--{option.replace('_', '-')} means nothing with --to gguf.")
-    if to_gguf and not dry_run:
-        _to_gguf(asked, labels, own, overwrite, threads, as_json=as_json, quiet=quiet)
-        return
+    if is_engine_made(asked.options):
+        given = {name for name in click.get_current_context().params if _is_given(name)}
+        refuse_checkpoints_own(asked.options["to"], given)
+        if not dry_run:
+            assert asked.output is not None
+            options = {**asked.options, "overwrite": overwrite, "threads": threads}
+            write_by_engine(
+                asked.base,
+                asked.adapters,
+                asked.output,
+                labels,
+                asked.notes,
+                {**options, "engine_python": own, "progress": resources["progress"]},
+                as_json=as_json,
+                quiet=quiet,
+            )
+            return
     if dry_run:
         plan = remerge.plan(asked.base, asked.adapters, **asked.options, **resources)
         if as_json:
@@ -270,38 +273,6 @@ def _to_adapter(
     elif not quiet:
         print_notes((*asked.notes, *result.manifest.notes))
         print_adapter(result, labels, verbose=verbose)
-
-
-def _to_gguf(
-    asked: RecipeFile,
-    labels: Sequence[str],
-    own: Mapping[str, str],
-    overwrite: bool,
-    threads: int | None,
-    *,
-    as_json: bool,
-    quiet: bool,
-) -> None:
-    import remerge
-    from remerge.cli.gguf_report import gguf_document, print_gguf
-
-    assert asked.output is not None
-    with progress("quantising", quiet=quiet or as_json) as report:
-        result = remerge.merge_gguf(
-            asked.base,
-            asked.adapters,
-            asked.output,
-            overwrite=overwrite,
-            threads=threads,
-            engine_python=own,
-            report=report,
-            **asked.options,
-        )
-    if as_json:
-        print_json(gguf_document(result, labels, asked.notes))
-    elif not quiet:
-        print_notes((*asked.notes, *result.manifest.notes))
-        print_gguf(result, labels)
 
 
 def _check_output(output: str | None, dry_run: bool) -> None:

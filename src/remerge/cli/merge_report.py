@@ -37,6 +37,8 @@ def merged_document(
         "peak_memory_bytes": result.peak_memory,
         "base_precision": manifest.recipe.base_precision,
         "formats": manifest.formats,
+        "quantize": manifest.recipe.quantize,
+        "written": manifest.written,
         "retention": kept.model_dump() if kept is not None else None,
         "conflicts": manifest.conflicts.model_dump() if manifest.conflicts is not None else None,
         "notes": [*notes, *manifest.notes, *advice(manifest)],
@@ -59,6 +61,9 @@ def print_merged(result: MergeResult, labels: Sequence[str], *, verbose: bool) -
         formats = ", ".join(f"{count} x {name}" for name, count in manifest.formats.items())
         written = "written back" if manifest.recipe.requantize else "decoded"
         rows.append(("quantised base", f"{formats}, {written}"))
+    if manifest.written:
+        formats = ", ".join(f"{count} x {name}" for name, count in manifest.written.items())
+        rows.append(("quantised", formats))
     if kept is not None:
         rows.append(("delta kept", retention_line(kept.overall, kept.measured)))
     if not result.already_there:
@@ -83,8 +88,8 @@ def plan_document(
     """The JSON document of a plan; ``labels`` and ``notes`` as of a merge."""
     return {
         "plan_id": plan.plan_id,
-        # That of a GGUF file also names the engine and what the file says of itself.
-        "merge_key": _key(plan) if plan.recipe.gguf is None else None,
+        # That of what an engine writes also names the engine and what the output says of itself.
+        "merge_key": None if plan.recipe.form else _key(plan),
         "reproducible": plan.reproducible,
         **combination(plan.recipe, labels),
         "files": plan.document()["files"],
@@ -104,11 +109,10 @@ def plan_document(
 def print_plan(plan: Plan, labels: Sequence[str], max_memory: str, *, verbose: bool) -> None:
     """The plan for people."""
     click.echo("plan (nothing written)")
-    form = plan.recipe.gguf
-    if form is not None:
-        # Which tensors it has, only llama.cpp's converter can tell.
+    if plan.recipe.form:
+        # Which tensors it has, only the engine can tell.
         most = f"less than {size(plan.bytes_to_write)}, from {len(plan.tensors)} tensors"
-        _print_rest(plan, labels, [(f"one file of {form.file_type}", most)], max_memory, verbose)
+        _print_rest(plan, labels, [(plan.recipe.format, most)], max_memory, verbose)
         return
     rows = [
         (
@@ -139,10 +143,10 @@ def _print_rest(
             *combined_rows(plan.recipe, labels),
             ("tensors", f"{len(plan.touched)} touched, {plan.untouched} untouched"),
             ("to read", size(plan.bytes_to_read)),
-            *([("to write", size(plan.bytes_to_write))] if plan.recipe.gguf is None else []),
+            *([("to write", size(plan.bytes_to_write))] if not plan.recipe.form else []),
             ("peak memory", f"{size(_memory(plan, max_memory))} (forecast)"),
             ("plan id", plan.plan_id),
-            *([("merge key", _key(plan))] if plan.recipe.gguf is None else []),
+            *([("merge key", _key(plan))] if not plan.recipe.form else []),
         ]
     )
 
@@ -168,7 +172,7 @@ def combination(recipe: Recipe, labels: Sequence[str]) -> dict[str, Any]:
 
 def combined_rows(recipe: Recipe, labels: Sequence[str]) -> list[tuple[str, str]]:
     """How adapters were combined, where there is something to say."""
-    if recipe.weights == (1.0,) and recipe.method == "sum":
+    if recipe.weights in ((), (1.0,)) and recipe.method == "sum":
         return []
     weighed = zip(recipe.weights, labels, strict=True)
     said = [f"{key} {_shown(value)}" for key, value in recipe.parameters.items()]

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import click
 
-from remerge.cli.options import device, json_output, max_memory, quiet, threads, verbose
+from remerge.cli.options import (
+    device,
+    engine_python,
+    json_output,
+    max_memory,
+    pythons,
+    quiet,
+    threads,
+    verbose,
+)
 from remerge.cli.output import print_json, print_table, progress, size
 
 
@@ -17,6 +26,7 @@ from remerge.cli.output import print_json, print_table, progress, size
 @device
 @threads
 @max_memory
+@engine_python
 @json_output
 @quiet
 @verbose
@@ -27,6 +37,7 @@ def command(
     device: str,
     threads: int | None,
     max_memory: str,
+    engine_python: tuple[str, ...],
     as_json: bool,
     quiet: bool,
     verbose: bool,
@@ -45,6 +56,7 @@ def command(
             device=device,
             threads=threads,
             max_memory=max_memory,
+            engine_python=pythons(engine_python),
             report=report,
         )
     if as_json:

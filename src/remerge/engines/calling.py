@@ -6,9 +6,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -20,6 +22,7 @@ from typing import Any, cast
 from remerge import errors
 from remerge.errors import BadInput, RemergeError, TryAgain
 
+_PR_SET_PDEATHSIG = 1
 Report = Callable[[int, int, str], None]
 Work = Callable[[Mapping[str, Any], Report], Mapping[str, Any]]
 
@@ -100,6 +103,7 @@ def _surroundings() -> Generator[dict[str, str]]:
 
 def answer(work: Work) -> None:
     """Read the request, do the work, and say what became of it."""
+    _end_with_caller()
     channel = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
 
@@ -117,6 +121,12 @@ def answer(work: Work) -> None:
     except (OSError, MemoryError) as error:
         what = f"The engine failed: {str(error) or 'out of memory'}."
         say({"error": {"kind": TryAgain.__name__, "what": what, "why": None, "hint": None}})
+
+
+def _end_with_caller() -> None:
+    """Where Linux can: end when the caller is killed, rather than work on for nobody."""
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _message(line: str) -> dict[str, Any] | None:

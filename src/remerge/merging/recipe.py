@@ -12,8 +12,11 @@ from remerge.adapters.lora.packing import ExpertPacking
 from remerge.errors import UsageError
 from remerge.merging.asked import find_adapter, read_method, read_prefer, read_weights
 from remerge.merging.methods.registry import ALIASES, METHODS
+from remerge.merging.schemes.registry import SCHEMES
 from remerge.sources.dtypes import NAMED
-from remerge.sources.ggml_types import FILE_TYPES, TYPES
+
+# What --to may name without an engine.
+PLAIN_FORMS = ("safetensors", *SCHEMES, "adapter")
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
@@ -28,16 +31,6 @@ class AdapterForm(BaseModel):
     svd_rank: int | None = Field(default=None, ge=1)
 
 
-class GgufForm(BaseModel):
-    """How the merge is written as a GGUF file: llama.cpp's name of the mixture of types, and types
-    for tensors whose names match (regular expression, type), the first of which decides."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    file_type: str
-    tensor_types: tuple[tuple[str, str], ...] = ()
-
-
 class Recipe(BaseModel):
     """Everything that decides the output's bytes besides the inputs' bytes.
 
@@ -46,7 +39,10 @@ class Recipe(BaseModel):
     quantised, ``dequantized`` where its own values were used, ``original`` where its 16-bit
     original was. ``weights`` are those of the adapters in their order, ``parameters`` all of the
     method's, defaults included; ``prefer`` says from which adapter (counted from 1) tensors are
-    taken that several replace. ``adapter`` and ``gguf`` are set where the output is one.
+    taken that several replace. ``adapter`` is set where the output is one; ``form`` holds what was
+    asked of an output that an engine writes (`remerge.engines.form`).
+    ``quantize`` is the scheme of the checkpoint's linear layers but for modules to ``ignore``;
+    ``quantize_experts``: of experts also where transformers cannot read them.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -57,12 +53,15 @@ class Recipe(BaseModel):
     prefer: tuple[tuple[str, int], ...] = ()
     dtype: Literal["keep", "BF16", "F16", "F32"] = "keep"
     keep_float32: tuple[str, ...] = ()
-    format: Literal["safetensors", "adapter", "gguf"] = "safetensors"
+    format: str = "safetensors"
     adapter: AdapterForm | None = None
-    gguf: GgufForm | None = None
+    form: dict[str, Any] = {}
     base_precision: Literal["stored", "dequantized", "original"] = "stored"
     simulate: Literal["nf4"] | None = None
     requantize: Literal["same"] | None = None
+    quantize: str | None = None
+    ignore: tuple[str, ...] = ()
+    quantize_experts: bool = False
     expert_packing: ExpertPacking = "auto"
     max_shard_size: int | None = Field(default=None, gt=0)
     tokenizer: str = Field(default="auto", pattern=r"^(auto|base|adapter(:\d+)?)$")
@@ -85,16 +84,21 @@ def make_recipe(
     tokenizer: str = "auto",
     copy_code: bool = False,
     to: str = "safetensors",
-    tensor_type: Sequence[str] = (),
-    via: str | None = None,
+    form: Mapping[str, Any] | None = None,
+    ignore: Sequence[str] = (),
+    quantize_experts: bool = False,
 ) -> Recipe:
-    """A recipe from what people write; ``adapters`` are their labels. Raises `UsageError`."""
-    form = read_gguf(to, tensor_type) if to.partition(":")[0] == "gguf" else None
-    if form is not None:
-        to, dtype = "gguf", _via(via, dtype)
-    elif tensor_type or via is not None:
-        raise UsageError("--tensor-type and --via belong to --to gguf:TYPE.")
-    _choose("--to", to, ("safetensors", "adapter", "gguf"))
+    """A recipe from what people write; ``adapters`` are their labels, ``form`` what an engine is to
+    write, as it was read from ``to``. Raises `UsageError`."""
+    quantize = to if to in SCHEMES else None
+    to = "safetensors" if quantize is not None else to
+    if form is None:
+        _choose("--to", to, PLAIN_FORMS)
+    if quantize is None and (ignore or quantize_experts):
+        raise UsageError(
+            "--ignore and --quantize-experts belong to a scheme.",
+            hint=f"Write --to with one of {', '.join(SCHEMES)}.",
+        )
     if to != "safetensors":
         _check_single(
             to,
@@ -121,6 +125,15 @@ def make_recipe(
             f"--requantize cannot follow --method {found.name}, which rounds between adapters.",
             hint="Use another method, or merge one by one.",
         )
+    if quantize is not None and (requantize is not None or found.ordered):
+        raise UsageError(
+            f"--to {quantize} cannot go with "
+            + (f"--method {found.name}." if found.ordered else "--requantize."),
+            why="A merge that rounds between adapters has no unrounded values."
+            if found.ordered
+            else "One writes the base's own format, the other a new one.",
+            hint="Use another method." if found.ordered else "Leave one of them out.",
+        )
     if to == "adapter" and found.ordered:
         raise UsageError(
             f"--to adapter cannot follow --method {found.name}, which rounds between adapters.",
@@ -138,23 +151,24 @@ def make_recipe(
             "keep_float32": tuple(sorted(set(keep_float32))),
             "simulate": simulate,
             "requantize": requantize,
+            "quantize": quantize,
+            "ignore": _patterns(ignore),
+            "quantize_experts": quantize_experts,
             "expert_packing": expert_packing,
             "max_shard_size": limit,
             "tokenizer": _tokenizer(tokenizer, adapters),
             "copy_code": copy_code,
             "format": to,
             "adapter": _adapter_form(dtype, svd_rank) if to == "adapter" else None,
-            "gguf": form,
+            "form": dict(form or {}),
         }
     )
 
 
 def _check_single(to: str, given: Mapping[str, Any]) -> None:
     """Refuse what only a checkpoint has."""
-    why = {
-        "adapter": "an adapter holds no weights of the base",
-        "gguf": "the file's own types say how it is stored",
-    }[to]
+    adapter = "an adapter holds no weights of the base"
+    why = adapter if to == "adapter" else "that format says how weights are stored"
     for option, value in given.items():
         if value and (to == "adapter" or option != "--simulate"):
             raise UsageError(
@@ -163,35 +177,15 @@ def _check_single(to: str, given: Mapping[str, Any]) -> None:
             )
 
 
-def _via(via: str | None, dtype: str) -> str:
-    """The dtype that a GGUF file is quantised from: the merge rounded once to float32, or what
-    three steps (merge, convert, quantise) give with a checkpoint of this dtype between."""
-    if dtype != "keep":
-        raise UsageError(
-            f"--dtype {dtype} means nothing with --to gguf.",
-            hint=f"To quantise what a checkpoint of {dtype} holds, write --via {dtype}.",
-        )
-    return "float32" if via is None else via
-
-
-def read_gguf(to: str, tensor_type: Sequence[str]) -> GgufForm:
-    """``gguf:Q4_K_M`` and ``PATTERN=TYPE`` as people write them; raises `UsageError`."""
-    asked = to.partition(":")[2].upper()
-    if asked not in FILE_TYPES:
-        raise UsageError(
-            f"--to {to} names no file type of llama.cpp that is known here.",
-            hint=f"Choose gguf:TYPE with one of {', '.join(FILE_TYPES)}.",
-        )
-    found: list[tuple[str, str]] = []
-    for text in tensor_type:
-        pattern, _, kind = text.rpartition("=")
-        if not pattern or kind.upper() not in TYPES or not _is_pattern(pattern):
+def _patterns(ignore: Sequence[str]) -> tuple[str, ...]:
+    """Names of modules and ``re:`` expressions, as llm-compressor writes them."""
+    for text in ignore:
+        if text.startswith("re:") and not _is_pattern(text.removeprefix("re:")):
             raise UsageError(
-                f"--tensor-type {text!r} is no PATTERN=TYPE.",
-                hint=f"Write a regular expression and one of {', '.join(TYPES)}: attn_v=Q8_0.",
+                f"--ignore {text!r} is no regular expression.",
+                hint="Give a module's name, or an expression such as 're:.*down_proj'.",
             )
-        found.append((pattern, kind.upper()))
-    return GgufForm(file_type=asked, tensor_types=tuple(found))
+    return tuple(sorted(set(ignore)))
 
 
 def _is_pattern(text: str) -> bool:

@@ -41,6 +41,8 @@ def combine(
     told apart.
     """
     method = METHODS[recipe.method]
+    if not found:
+        return Changes(tensors={}, config={}, notes=(), counts={})
     if len(found) == 1 and recipe.method == "sum" and recipe.weights == (1.0,):
         return found[0]
     # With a weight of zero an adapter takes no part: what it would replace stays as well.

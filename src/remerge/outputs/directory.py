@@ -48,7 +48,7 @@ class Workplace:
         write_durably(self.work / f".{name}.receipt", json.dumps(receipt).encode())
 
 
-def check_place(out: Path, inputs: list[Path]) -> None:
+def check_place(out: Path, inputs: list[Path], *, is_file: bool = False) -> None:
     """Refuse an output that is an input, lies in one or holds one, or has no place to be."""
     resolved = out.resolve()
     for path in inputs:
@@ -59,7 +59,7 @@ def check_place(out: Path, inputs: list[Path]) -> None:
                 why="Inputs are never touched.",
                 hint="Choose another place with -o.",
             )
-    if out.exists() and not out.is_dir():
+    if not is_file and out.exists() and not out.is_dir():
         raise UsageError(f"{out} exists and is not a directory.", hint="Choose another -o.")
     if not resolved.parent.is_dir():
         raise UsageError(
@@ -89,7 +89,7 @@ def check_free(out: Path, *, overwrite: bool) -> None:
 def check_space(out: Path, needed: int) -> None:
     """Refuse, before the first write, what will not fit beside the work of a killed run."""
     out = out.resolve()
-    for work in (out / _INSIDE, _sibling(out)):
+    for work in (out / _INSIDE, sibling(out)):
         needed -= sum(p.stat().st_blocks * 512 for p in work.rglob("*") if p.is_file())
     place = out if out.is_dir() else out.parent
     status = os.statvfs(place)
@@ -111,7 +111,7 @@ def workplace(out: Path, state: dict[str, Any]) -> Generator[Workplace]:
     out = out.resolve()
     _finish_replacing(out)
     inside = out.is_dir() and (not _others(out) or (out / _INSIDE).is_dir())
-    place = Workplace(out, out / _INSIDE if inside else _sibling(out), inside)
+    place = Workplace(out, out / _INSIDE if inside else sibling(out), inside)
     with _locked(place.work):
         try:
             _take_back(place)
@@ -151,7 +151,7 @@ def publish(place: Workplace) -> None:
 def sweep(out: Path) -> None:
     """Remove what a run left that was killed after its output was complete."""
     out = out.resolve()
-    for work in (out / _INSIDE, _sibling(out), _old(out)):
+    for work in (out / _INSIDE, sibling(out), _old(out)):
         if work.is_dir():
             with suppress(Locked), _locked(work):
                 shutil.rmtree(work, ignore_errors=True)
@@ -181,7 +181,8 @@ def copy_durably(source: Path, target: Path) -> None:
         raise cannot_write(target, error) from error
 
 
-def _sibling(out: Path) -> Path:
+def sibling(out: Path) -> Path:
+    """Where work on an output goes that does not exist, or is to be replaced."""
     return out.parent / f".{out.name}{_INSIDE}"
 
 
@@ -195,7 +196,7 @@ def _finish_replacing(out: Path) -> None:
     if not old.is_dir():
         return
     if not out.exists():
-        work = _sibling(out)
+        work = sibling(out)
         (work if (work / MANIFEST).exists() else old).rename(out)
     shutil.rmtree(old, ignore_errors=True)
 

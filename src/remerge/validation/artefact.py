@@ -48,7 +48,6 @@ class _Written(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    gguf: _Form | None = None
     form: _Form | None = None
 
 
@@ -81,7 +80,7 @@ class Artefact:
         form = None
         if self.manifest is not None:
             written = parsed(self.manifest, self.manifest.read_bytes(), _Outputs).recipe
-            form = written.gguf or written.form
+            form = written.form
         if self.kind == "gguf":
             return None if form is None else form.file_type
         if form is None or form.precision is None:

@@ -54,7 +54,7 @@ from remerge.validation.static_checks import STATIC, check_statically
 Word = Literal["served", "scored", "loaded", "statically checked"]
 
 ENGINES = (*SCORERS, *STATIC)
-_REFERENCE = "remerge.engines.score_transformers"
+REFERENCE = "remerge.engines.score_transformers"
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class CheckReport:
 
 
 @dataclass(frozen=True)
-class _Reference:
+class Reference:
     """What an artefact is compared with: a request for `score_transformers`, and its words."""
 
     request: Mapping[str, Any]
@@ -151,14 +151,14 @@ def check(
         )
     if form is not None:
         limit_of(form)
-    python = _python(scorer, artefact, pythons)
+    python = interpreter(scorer, artefact, pythons)
     with tempfile.TemporaryDirectory(prefix="remerge-check-") as folder:
         work = Path(folder)
-        against = _reference(output, artefact, reference, base, adapters, work, max_memory)
+        against = reference_of(output, artefact, reference, base, adapters, work, max_memory)
         _check_memory(against)
         tokenizer = open_tokenizer(against.tokenizer)
         asked = built_in() if prompts is None else read_prompts(prompts, tokenizer)
-        length = _length(against.config, settings)
+        length = prompt_length(against.config, settings)
         chosen = cut(asked, tokenizer, settings.prompts, length)
         texts = tuple(dict.fromkeys((*TEXTS, *chosen.texts)))
         questions = Questions(texts, chosen.prompts, settings.answers, settings.answer_tokens)
@@ -203,7 +203,7 @@ def check(
             "noise_scores": str(work / "noise.npy") if limit.noise else None,
             "noise": limit.noise,
         }
-        said = call(Path(sys.executable), _REFERENCE, wanted, report)
+        said = call(Path(sys.executable), REFERENCE, wanted, report)
         scores, truth = Scores.read(work / "engine.npy"), Scores.read(work / "reference.npy")
         comparison = compare(truth, scores, questions)
         noise = None
@@ -274,14 +274,14 @@ def _static(output: Path, engine: str, artefact: Artefact, started: float) -> Ch
     )
 
 
-def _python(scorer: Scorer, artefact: Artefact, pythons: Mapping[str, str]) -> Path:
+def interpreter(scorer: Scorer, artefact: Artefact, pythons: Mapping[str, str]) -> Path:
     """The interpreter to score with; transformers reads GGUF files with a package of llama.cpp's
     environment."""
     name = scorer.engine or ("llama.cpp" if artefact.kind == "gguf" else None)
     return Path(sys.executable) if name is None else python_of(engine_of(name), pythons)
 
 
-def _reference(
+def reference_of(
     output: Path,
     artefact: Artefact,
     given: Path | None,
@@ -289,7 +289,7 @@ def _reference(
     adapters: Sequence[str | Path],
     work: Path,
     max_memory: int,
-) -> _Reference:
+) -> Reference:
     """What to compare with: the directory given, the merge of the manifest (or of base and adapters
     given), or a checkpoint itself."""
     if given is not None:
@@ -321,7 +321,7 @@ def _reference(
     }
     elements = sum(tensor.elements for tensor in plan.tensors.values())
     words = "the merge, rounded once to float32"
-    return _Reference({"merge": merge}, words, directory, plan.config, elements, True)
+    return Reference({"merge": merge}, words, directory, plan.config, elements, True)
 
 
 def _merge(
@@ -360,13 +360,13 @@ def _merge(
     return inputs, plan
 
 
-def _stored(directory: Path, words: str) -> _Reference:
+def _stored(directory: Path, words: str) -> Reference:
     config = read_json_object(directory / "config.json")
     place = directory.absolute()
-    return _Reference({"directory": str(place)}, words, place, config, None, False)
+    return Reference({"directory": str(place)}, words, place, config, None, False)
 
 
-def _length(config: Mapping[str, Any], settings: Settings) -> int:
+def prompt_length(config: Mapping[str, Any], settings: Settings) -> int:
     """How many tokens of a prompt the model has positions for, answers included."""
     text = as_object(config.get("text_config")) or config
     for key in ("max_position_embeddings", "n_positions", "max_seq_len"):
@@ -376,7 +376,7 @@ def _length(config: Mapping[str, Any], settings: Settings) -> int:
     return settings.tokens
 
 
-def _check_memory(against: _Reference) -> None:
+def _check_memory(against: Reference) -> None:
     """Refuse a reference that does not fit into memory, before any work."""
     if against.elements is None:
         return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock, local
@@ -12,7 +12,11 @@ import torch
 
 from remerge.artefacts.adapter_manifest import AdapterManifest, is_combined, read_adapter_manifest
 from remerge.artefacts.digests import file_digest
-from remerge.artefacts.gguf_manifest import GgufManifest, is_gguf, read_gguf_manifest
+from remerge.artefacts.engine_manifest import (
+    EngineManifest,
+    is_engine_made,
+    read_engine_manifest,
+)
 from remerge.artefacts.making import Report
 from remerge.artefacts.manifest import Manifest, read_manifest
 from remerge.errors import BadInput, IntegrityError, NotReproduced
@@ -29,7 +33,7 @@ from remerge.validation.findings import (
     restore_preparations,
 )
 from remerge.validation.origins import adapters_of, base_digests, check_input, place_of
-from remerge.validation.verify_gguf import verify_gguf
+from remerge.validation.verify_engine_made import verify_engine_made
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,7 @@ def verify(
     max_memory: int,
     threads: int | None = None,
     device: torch.device,
+    pythons: Mapping[str, str],
     report: Report = lambda done, total, tensor: None,
 ) -> VerifyReport:
     """Derive every output file from base and adapters and compare it with what lies in ``output``.
@@ -58,7 +63,7 @@ def verify(
     `NotReproduced` (exit 5) when the derivation does, each naming the first difference.
     """
     manifest = _manifest(output)
-    _check_present(output, manifest)
+    _check_present(output if output.is_dir() else output.parent, manifest)
     inputs = open_inputs(
         base or place_of(manifest.base, "base"),
         adapters_of(manifest.adapters, adapters),
@@ -82,9 +87,9 @@ def verify(
         return verify_adapter(
             output, manifest, inputs, plan, max_memory, threads, device=device, report=report
         )
-    if isinstance(manifest, GgufManifest):
+    if isinstance(manifest, EngineManifest):
         check_input(manifest.base, plan.base.path, base_digests(plan), "base")
-        return verify_gguf(output, manifest, inputs, plan, threads, report=report)
+        return verify_engine_made(output, manifest, inputs, plan, threads, pythons, report=report)
     sink = _Comparer(output)
     resources = Resources.of(max_memory, threads, quantised=plan.decodes, combines=plan.combines)
     twins = {file.twin.name for file in plan.files if file.twin is not None}
@@ -102,10 +107,10 @@ def verify(
     )
 
 
-def _manifest(output: Path) -> Manifest | AdapterManifest | GgufManifest:
+def _manifest(output: Path) -> Manifest | AdapterManifest | EngineManifest:
     if is_combined(output):
         return read_adapter_manifest(output)
-    return read_gguf_manifest(output) if is_gguf(output) else read_manifest(output)
+    return read_engine_manifest(output) if is_engine_made(output) else read_manifest(output)
 
 
 def _judge(output: Path, manifest: Manifest, plan: Plan, sink: _Comparer) -> None:
@@ -121,7 +126,7 @@ def _judge(output: Path, manifest: Manifest, plan: Plan, sink: _Comparer) -> Non
     check_side_files(output, plan, recorded)
 
 
-def _check_present(output: Path, manifest: Manifest | AdapterManifest | GgufManifest) -> None:
+def _check_present(output: Path, manifest: Manifest | AdapterManifest | EngineManifest) -> None:
     for record in manifest.outputs:
         path = output / record.name
         if not path.resolve().is_relative_to(output.resolve()):

@@ -1,0 +1,287 @@
+"""Making an output that an engine writes, straight from base and adapters.
+
+The work is done in the engine's environment by the form's module, which opens the same merge; here
+it is planned, recorded and published.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from remerge.artefacts import user_index
+from remerge.artefacts.digests import file_digest, input_digests
+from remerge.artefacts.engine_manifest import (
+    EngineManifest,
+    Origin,
+    TensorRecord,
+    is_engine_made,
+    read_engine_manifest,
+)
+from remerge.artefacts.making import Report, make, remember, write_side_file
+from remerge.artefacts.manifest import MANIFEST, FileRecord, read_manifest, to_bytes
+from remerge.artefacts.recording import adapter_records, file_record, input_name, input_record
+from remerge.engines.calling import call
+from remerge.engines.environments import python_of
+from remerge.engines.forms import Asked
+from remerge.errors import BadInput
+from remerge.merging.budget import DEFAULT, Resources, peak_memory
+from remerge.merging.plan import Plan, merge_key
+from remerge.outputs.directory import (
+    check_free,
+    check_place,
+    check_space,
+    publish,
+    sweep,
+    workplace,
+    write_durably,
+)
+from remerge.outputs.planning import Inputs, make_plan
+from remerge.outputs.single_file import FILE, check_file, file_workplace, finish_file, publish_file
+from remerge.version import ALGORITHM, __version__
+
+
+@dataclass(frozen=True)
+class EngineResult:
+    """What making an output with an engine did: the numbers of the closing summary, measured."""
+
+    output: Path
+    manifest: EngineManifest
+    seconds: float
+    bytes_written: int
+    peak_memory: int
+    already_there: bool = False
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files made."""
+        folder = self.output if self.output.is_dir() else self.output.parent
+        return tuple(folder / record.name for record in self.manifest.outputs)
+
+
+@dataclass(frozen=True)
+class Work:
+    """Everything an engine needs to know to write an output."""
+
+    inputs: Inputs
+    plan: Plan
+    asked: Asked
+    origin: Origin
+    merge_key: str
+    threads: int | None
+    pythons: Mapping[str, str]
+    report: Report
+
+    def run(self, work: Path, target: Path | None, beside: Path | None = None) -> dict[str, Any]:
+        """Have ``target`` (a file, or a directory to fill) written; with None only the digest of
+        a file is taken. What goes with a file comes to ``beside``. What the engine reads lies in
+        ``work`` meanwhile."""
+        form = self.asked.form
+        python = python_of(form.engine, self.pythons)
+        with tempfile.TemporaryDirectory(prefix=".model-", dir=work) as folder:
+            # Converters read the model's name, size and kind off its directory's name.
+            directory = Path(folder) / (self.origin.base.rpartition("/")[2] or "model")
+            if form.reads == "checkpoint":
+                self._write_checkpoint(directory)
+            else:
+                directory.mkdir()
+                for side in self.plan.side_files:
+                    write_side_file(directory, side)
+            request = {
+                "base": str(self.inputs.base.path),
+                "original": self.inputs.original,
+                "adapters": [str(adapter.path) for adapter in self.inputs.adapters],
+                "recipe": self.plan.recipe.model_dump(mode="json"),
+                "plan_id": self.plan.plan_id,
+                "directory": str(directory),
+                "target": os.devnull if target is None else str(target),
+                "beside": None if beside is None else str(beside),
+                "files": {option: str(path) for option, path in self.asked.files.items()},
+                "threads": self.threads,
+                "about": {**self.origin.model_dump(), "merge_key": self.merge_key},
+            }
+            return call(python, form.module, request, self.report)
+
+    def _write_checkpoint(self, directory: Path) -> None:
+        """The merge as a checkpoint, for an engine that loads one."""
+        recipe = self.plan.recipe.model_copy(update={"format": "safetensors", "form": {}})
+        plan = make_plan(self.inputs, recipe, DEFAULT)
+        resources = Resources.of(
+            DEFAULT, self.threads, quantised=plan.decodes, combines=plan.combines
+        )
+        cpu = torch.device("cpu")
+        make(self.inputs, plan, directory, resources, device=cpu, started=time.time())
+
+
+def make_by_engine(
+    inputs: Inputs,
+    plan: Plan,
+    asked: Asked,
+    out: Path,
+    *,
+    threads: int | None,
+    pythons: Mapping[str, str],
+    started: float,
+    overwrite: bool = False,
+    report: Report = lambda done, total, tensor: None,
+) -> EngineResult:
+    """Write the planned merge to ``out`` in the form that was asked for, or leave ``out`` as it
+    was. A name with the form's suffix is that of the one file; any other is a directory's.
+
+    Raises `UsageError` for an output that is in the way and where the engine's environment is
+    missing, `Unsupported` for a model or tokenizer that the engine does not know.
+    """
+    form = asked.form
+    single = form.suffix is not None and out.suffix == form.suffix
+    check_place(out, inputs.paths, is_file=single)
+    python_of(form.engine, pythons)
+    read = input_digests(plan)
+    origin = origin_of(inputs)
+    key = key_of(plan, read, asked, origin)
+    if single:
+        finish_file(out)
+    done = _already_there(out, key)
+    if done is not None:
+        sweep(out)
+        return EngineResult(out, done, time.time() - started, 0, peak_memory(), True)
+    if single:
+        check_file(out, overwrite=overwrite)
+    else:
+        check_free(out, overwrite=overwrite)
+    check_space(out, _size(plan, asked))
+    work = Work(inputs, plan, asked, origin, key, threads, pythons, report)
+    state = {"engine": form.engine.name, "version": __version__, "started": started}
+    with (file_workplace if single else workplace)(out, state) as place:
+        name = FILE if single else _name(out, asked)
+        target = place.work if name is None else place.work / name
+        told = work.run(place.work, target, None if single else place.work)
+        if any(a.changed() for a in plan.adapters) or input_digests(plan) != read:
+            raise BadInput("An input changed while it was merged.")
+        records = _records(place.work, told, name, out.name if single else None)
+        manifest = _manifest(work, read, records, told)
+        write_durably(place.work / MANIFEST, to_bytes(manifest))
+        (publish_file if single else publish)(place)
+    remember(plan, manifest.base, manifest.adapters)
+    for option, path in asked.files.items():
+        record = manifest.files[option]
+        user_index.remember_location({record.name: record.sha256}, path.parent)
+    written = sum(record.size for record in records)
+    peak = max(peak_memory(), told["peak_memory"])
+    return EngineResult(out, manifest, time.time() - started, written, peak)
+
+
+def origin_of(inputs: Inputs) -> Origin:
+    """What the output says of its origin."""
+    adapters = tuple(input_name(reference) for reference in inputs.adapter_references)
+    reference = inputs.base_reference
+    if (reference.path / MANIFEST).is_file():
+        with suppress(BadInput):
+            made = read_manifest(reference.path)
+            before = tuple(record.name for record in made.adapters)
+            return Origin(
+                base=made.base.name, base_id=made.base.hub_id, adapters=(*before, *adapters)
+            )
+    return Origin(base=input_name(reference), base_id=reference.hub_id, adapters=adapters)
+
+
+def key_of(plan: Plan, digests: Mapping[str, str], asked: Asked, origin: Origin) -> str:
+    """The merge key of what an engine writes: the engine is an input as well, and so is what the
+    output says of its origin."""
+    engine = asked.form.engine
+    words = {f"engine/{engine.name}": engine.identity, "origin": origin.model_dump_json()}
+    return merge_key(plan, {**digests, **words})
+
+
+def _name(out: Path, asked: Asked) -> str | None:
+    """The one file's name in the directory; None for a form of several files."""
+    if asked.form.suffix is None:
+        return None
+    return asked.form.file_name(out.resolve().name, asked.options)
+
+
+def _size(plan: Plan, asked: Asked) -> int:
+    """Bytes on disk, about: some tensors get other types, and the disk itself says where it is too
+    little."""
+    weights = sum(math.prod(tensor.shape) for tensor in plan.tensors.values())
+    needed = int(weights * asked.form.bytes_per_weight(asked.options))
+    return needed + (plan.bytes_to_write if asked.form.reads == "checkpoint" else 0)
+
+
+def _records(
+    work: Path, told: Mapping[str, Any], name: str | None, alone: str | None
+) -> list[FileRecord]:
+    """The output's files with sizes and digests: as the engine told them while it wrote, or read
+    again. ``name`` is the file that it told of, ``alone`` what that one will be called."""
+    found: list[FileRecord] = []
+    for path in sorted(work.rglob("*")):
+        at = path.relative_to(work).as_posix()
+        if at == name:
+            found.append(FileRecord(name=alone or at, size=told["size"], sha256=told["sha256"]))
+        elif path.is_file() and not at.startswith(".") and alone is None:
+            found.append(file_record(path, at))
+    return found
+
+
+def _already_there(out: Path, key: str) -> EngineManifest | None:
+    """The manifest of ``out`` when this very output is complete there, its digests checked."""
+    if not is_engine_made(out):
+        return None
+    try:
+        manifest = read_engine_manifest(out)
+    except BadInput:
+        return None
+    folder = out if out.is_dir() else out.parent
+    whole = all(
+        (folder / record.name).is_file() and file_digest(folder / record.name) == record.sha256
+        for record in manifest.outputs
+    )
+    return manifest if whole and manifest.merge_key == key else None
+
+
+def _manifest(
+    work: Work,
+    digests: Mapping[str, str],
+    records: Sequence[FileRecord],
+    told: Mapping[str, Any],
+) -> EngineManifest:
+    plan, inputs, asked = work.plan, work.inputs, work.asked
+    base_files = [
+        FileRecord(name=s.name, size=s.size, sha256=digests[f"base/{s.name}"])
+        for s in plan.base.shards
+    ]
+    base_files.append(file_record(plan.base.path / "config.json", "config.json"))
+    weights = sum(math.prod(tensor.shape) for tensor in plan.tensors.values())
+    return EngineManifest(
+        merge_key=work.merge_key,
+        plan_id=plan.plan_id,
+        recipe=plan.recipe,
+        engine=asked.form.engine.name,
+        origin=work.origin,
+        reproducible="same-stack" if asked.form.rederivable else "not proven",
+        base=input_record(inputs.base_reference, base_files),
+        adapters=adapter_records(inputs, plan, digests),
+        files={option: file_record(path, path.name) for option, path in asked.files.items()},
+        outputs=tuple(records),
+        tensors=tuple(
+            TensorRecord(name=name, shape=tuple(shape), type=kind)
+            for name, shape, kind in told.get("tensors", ())
+        ),
+        bits_per_weight=round(8 * sum(record.size for record in records) / max(weights, 1), 3),
+        weight_error=told.get("loss"),
+        notes=(*plan.notes, *told["notes"]),
+        versions={
+            "remerge": __version__,
+            "algorithm": str(ALGORITHM),
+            "torch": torch.__version__,
+            **told["versions"],
+        },
+    )

@@ -1,0 +1,63 @@
+"""An output that is one file, with its manifest beside it: ``model.gguf`` and
+``model.gguf.remerge.json``.
+
+The two are renamed one after the other, the manifest last; the next run of the same output ends
+what a kill cut between them.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from remerge.errors import UsageError
+from remerge.outputs.directory import MANIFEST, Workplace, sibling, workplace
+from remerge.sources.storage import sync_directory
+
+FILE = "output"
+
+
+def manifest_beside(file: Path) -> Path:
+    """Where the manifest of a file lies."""
+    return file.with_name(f"{file.name}.{MANIFEST}")
+
+
+def check_file(out: Path, *, overwrite: bool) -> None:
+    """Refuse to replace what was not asked to be replaced."""
+    if out.is_dir():
+        raise UsageError(f"{out} is a directory.", hint="Choose another -o.")
+    if (out.exists() or manifest_beside(out).exists()) and not overwrite:
+        raise UsageError(
+            f"{out} exists.",
+            why="It may hold somebody's work.",
+            hint="Choose another -o, or add --overwrite to replace it.",
+        )
+
+
+@contextmanager
+def file_workplace(out: Path, state: dict[str, Any]) -> Generator[Workplace]:
+    """Open the work of this file, alone: what becomes it is ``FILE`` in the work."""
+    finish_file(out)
+    with workplace(out, state) as place:
+        yield place
+
+
+def publish_file(place: Workplace) -> None:
+    """Make the work the output: file and manifest, or (killed at any moment) what the next run
+    makes one of the two whole states."""
+    sync_directory(place.work)
+    (place.work / FILE).rename(place.out)
+    finish_file(place.out)
+    shutil.rmtree(place.work, ignore_errors=True)
+
+
+def finish_file(out: Path) -> None:
+    """Put the manifest beside the file where the file alone had come to its place."""
+    out = out.resolve()
+    waiting = sibling(out) / MANIFEST
+    if waiting.is_file() and not (sibling(out) / FILE).exists():
+        waiting.rename(manifest_beside(out))
+        sync_directory(out.parent)
