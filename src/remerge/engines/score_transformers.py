@@ -132,8 +132,8 @@ def _stored(place: Path) -> Any:
 
 
 def _arithmetic(config: Any) -> torch.dtype:
-    """float32, but for packed 4-bit floats: compressed-tensors decodes these to the checkpoint's own
-    dtype, whatever the rest is loaded in."""
+    """float32, but for packed 4-bit floats: compressed-tensors decodes these to the checkpoint's
+    own dtype, whatever the rest is loaded in."""
     stated = as_object(getattr(config, "quantization_config", None)) or {}
     if "nvfp4" in str(stated.get("format", "")):
         return getattr(config, "dtype", None) or torch.bfloat16
