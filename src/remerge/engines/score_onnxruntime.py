@@ -63,8 +63,8 @@ def work(request: Mapping[str, Any], report: Report) -> dict[str, Any]:
     tokens = _tokens(tokenizer, questions)
     if tokens != usual:
         notes.append(
-            "onnxruntime-genai puts no special tokens (BOS) before a text by default: whoever calls "
-            "it must, by its add_special_tokens or a chat template that has them."
+            "onnxruntime-genai puts no special tokens (BOS) before a text by default: whoever "
+            "calls it must, by its add_special_tokens or a chat template that has them."
         )
     return {
         "tokens": tokens,
