@@ -14,6 +14,7 @@ from remerge.artefacts.conflicting import Conflicts, find_conflicts
 from remerge.artefacts.digests import file_digest
 from remerge.artefacts.extraction_manifest import ExtractionOptions
 from remerge.artefacts.making import MergeResult, Report, make
+from remerge.engines.calling import Note
 from remerge.engines.forms import OPTIONS, Asked, read_form
 from remerge.errors import UsageError
 from remerge.merging.budget import DEFAULT, SMALLEST, Resources
@@ -37,6 +38,10 @@ Source = str | Path
 
 
 def _silent(done: int, total: int, tensor: str) -> None:
+    pass
+
+
+def _unheard(text: str) -> None:
     pass
 
 
@@ -246,6 +251,7 @@ def export(
     threads: int | None = None,
     engine_python: Mapping[str, str] | None = None,
     report: Report = _silent,
+    note: Note = _unheard,
     **options: Unpack[PlanOptions],
 ) -> EngineResult | MergeResult:
     """Write a checkpoint, or base and adapters, in the form ``to`` says, in one pass.
@@ -253,7 +259,8 @@ def export(
     ``source`` is a checkpoint, merged before or not; with ``adapters`` these are merged into it
     on the way. Options are those of `merge`. What an engine writes (``gguf:Q4_K_M``) is done in
     its environment (``remerge engines install llama.cpp``), or by the interpreter that
-    ``engine_python`` names for it; anything else is a checkpoint again.
+    ``engine_python`` names for it; anything else is a checkpoint again. ``note`` is told what is
+    worth knowing before it ends, such as a forecast.
     """
     started = time.time()
     named = [adapters] if isinstance(adapters, str | Path) else list(adapters)
@@ -286,6 +293,7 @@ def export(
         started=started,
         overwrite=overwrite,
         report=report,
+        note=note,
     )
 
 

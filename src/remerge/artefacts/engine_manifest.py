@@ -33,7 +33,8 @@ class EngineManifest(BaseModel):
     """What an engine wrote.
 
     ``reproducible``: ``same-stack`` where the same engine gives the same bytes, ``not proven``
-    where nobody saw it do so. ``files`` are inputs besides base and adapters, by option.
+    where nobody saw it do so. ``files`` are inputs besides base and adapters, by option;
+    ``measured`` is how far the output is from the merge, where the engine's own logits were taken.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -50,6 +51,7 @@ class EngineManifest(BaseModel):
     outputs: tuple[FileRecord, ...]
     tensors: tuple[TensorRecord, ...] = ()
     bits_per_weight: float
+    measured: dict[str, float] = {}
     notes: tuple[str, ...]
     versions: dict[str, str]
 

@@ -14,7 +14,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 TO = (
     "safetensors: a checkpoint. gguf:TYPE: one quantised file for llama.cpp, e.g. gguf:Q4_K_M or "
-    "gguf:F16 (OUT is the file where it ends in .gguf, else a directory)."
+    "gguf:F16 (OUT is the file where it ends in .gguf, else a directory). onnx[:int4|int8|fp16]: a "
+    "directory for ONNX Runtime."
 )
 _OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option(
@@ -79,7 +80,14 @@ def write_by_engine(
     from remerge.cli.engine_report import engine_document, print_engine_made
 
     with progress("writing", quiet=quiet or as_json) as report:
-        result = remerge.export(source, output, adapters=adapters, report=report, **options)
+        result = remerge.export(
+            source,
+            output,
+            adapters=adapters,
+            report=report,
+            note=lambda text: None if quiet or as_json else print_notes((text,)),
+            **options,
+        )
     assert isinstance(result, EngineResult)
     if as_json:
         print_json(engine_document(result, labels, notes))

@@ -1,13 +1,15 @@
 """Work done in an engine's environment: a request in, lines of JSON out.
 
 `call` is the caller's side, `answer` the engine's. A line is ``{"done", "total", "tensor"}``,
-``{"result"}`` or ``{"error"}``; what libraries print goes to standard error.
+``{"note"}``, ``{"result"}`` or ``{"error"}``; what libraries print goes to standard error.
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -20,7 +22,25 @@ from remerge import errors
 from remerge.errors import RemergeError, TryAgain
 
 Report = Callable[[int, int, str], None]
-Work = Callable[[Mapping[str, Any], Report], Mapping[str, Any]]
+Note = Callable[[str], None]
+_SET_DEATH_SIGNAL = 1
+
+
+class Teller:
+    """What work tells while it goes on: how far it is, and (`note`) what the user should know
+    before it ends."""
+
+    def __init__(self, say: Callable[[Mapping[str, Any]], None]) -> None:
+        self._say = say
+
+    def __call__(self, done: int, total: int, tensor: str) -> None:
+        self._say({"done": done, "total": total, "tensor": tensor})
+
+    def note(self, text: str) -> None:
+        self._say({"note": text})
+
+
+Work = Callable[[Mapping[str, Any], Teller], Mapping[str, Any]]
 
 _KINDS = {
     kind.__name__: kind
@@ -29,8 +49,19 @@ _KINDS = {
 }
 
 
-def call(python: Path, module: str, request: Mapping[str, Any], report: Report) -> dict[str, Any]:
-    """Run ``module`` in an engine's environment and give its result; raises what it raised."""
+def call(
+    python: Path,
+    module: str,
+    request: Mapping[str, Any],
+    report: Report,
+    *,
+    note: Note = lambda text: None,
+    place: Path | None = None,
+) -> dict[str, Any]:
+    """Run ``module`` in an engine's environment and give its result; raises what it raised.
+
+    It runs in the directory ``place``, for engines that write where they stand.
+    """
     kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
     with (
         tempfile.TemporaryFile("w+", errors="replace") as said,
@@ -42,6 +73,7 @@ def call(python: Path, module: str, request: Mapping[str, Any], report: Report) 
             stderr=said,
             text=True,
             env=kept,
+            cwd=place,
         ) as process,
     ):
         assert process.stdin is not None and process.stdout is not None
@@ -58,6 +90,9 @@ def call(python: Path, module: str, request: Mapping[str, Any], report: Report) 
                     return message["result"]
                 if "error" in message:
                     raise _error(message["error"])
+                if "note" in message:
+                    note(message["note"])
+                    continue
                 report(message["done"], message["total"], message["tensor"])
         except BaseException:
             process.terminate()
@@ -79,6 +114,7 @@ def call(python: Path, module: str, request: Mapping[str, Any], report: Report) 
 
 def answer(work: Work) -> None:
     """Read the request, do the work, and say what became of it."""
+    _end_with_caller()
     channel = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
 
@@ -88,7 +124,7 @@ def answer(work: Work) -> None:
 
     try:
         request: Mapping[str, Any] = json.load(sys.stdin)
-        result = work(request, lambda d, t, n: say({"done": d, "total": t, "tensor": n}))
+        result = work(request, Teller(say))
         say({"result": dict(result)})
     except RemergeError as error:
         kind = type(error).__name__
@@ -96,6 +132,15 @@ def answer(work: Work) -> None:
     except (OSError, MemoryError) as error:
         what = f"The engine failed: {str(error) or 'out of memory'}."
         say({"error": {"kind": TryAgain.__name__, "what": what, "why": None, "hint": None}})
+
+
+def _end_with_caller() -> None:
+    """Have Linux end this process with the one that called it: what it writes would be nobody's."""
+    if sys.platform == "linux":
+        caller = os.getppid()
+        ctypes.CDLL(None).prctl(_SET_DEATH_SIGNAL, signal.SIGKILL)
+        if os.getppid() != caller:
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _message(line: str) -> dict[str, Any] | None:

@@ -21,7 +21,8 @@ class Form:
 
     With ``reads`` the ``merge`` the engine's process opens the merge and computes tensors as it
     needs them; an engine that must have the model in memory reads a ``checkpoint``, which is
-    written for it and deleted. Output with a ``suffix`` is one file, named by ``file_name``.
+    written for it and deleted, after ``survey`` (a module that hears of configuration and options)
+    had a chance to refuse. Output with a ``suffix`` is one file, named by ``file_name``.
     ``rederivable``: the same inputs give the same bytes again.
     """
 
@@ -34,6 +35,7 @@ class Form:
     dtype: Callable[[Mapping[str, Any]], str] = lambda options: "keep"
     title: Callable[[Mapping[str, Any]], str] = lambda options: ""
     reads: Literal["merge", "checkpoint"] = "merge"
+    survey: str | None = None
     suffix: str | None = None
     rederivable: bool = True
 

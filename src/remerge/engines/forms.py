@@ -9,9 +9,10 @@ from typing import Any
 
 from remerge.engines.form import Form
 from remerge.engines.gguf import GGUF
+from remerge.engines.onnx import ONNX
 from remerge.errors import UsageError
 
-FORMS: Mapping[str, Form] = {form.name: form for form in (GGUF,)}
+FORMS: Mapping[str, Form] = {form.name: form for form in (GGUF, ONNX)}
 # Every option that belongs to one of them.
 OPTIONS = frozenset(option for form in FORMS.values() for option in form.takes)
 

@@ -10,7 +10,7 @@ from remerge.artefacts import user_index
 from remerge.artefacts.digests import file_digest, input_digests
 from remerge.artefacts.engine_manifest import EngineManifest
 from remerge.artefacts.making import Report
-from remerge.artefacts.making_by_engine import About, Work, key_of
+from remerge.artefacts.making_by_engine import About, Work, key_of, records_of
 from remerge.artefacts.manifest import FileRecord
 from remerge.engines.forms import FORMS, Asked
 from remerge.errors import BadInput, NotReproduced, Unsupported
@@ -33,7 +33,8 @@ def verify_engine_made(
 ) -> VerifyReport:
     """Derive the file again, from inputs that were found to be those of its manifest.
 
-    Nothing of it is kept: it is quantised into the void. What an engine may write differently each
+    Nothing of it is kept: one file is quantised into the void, several are written to a temporary
+    directory. What an engine may write differently each
     time is compared with its manifest alone, and the report says so. Raises `UsageError` where the
     engine's environment is missing.
     """
@@ -62,14 +63,21 @@ def verify_engine_made(
             f"{output} was made with another {manifest.engine}: {manifest.versions}.",
             why="It may give other bytes.",
         )
-    record = _weights(output, manifest, form.suffix)
+    about = About(base, adapters, manifest.merge_key)
+    work = Work(inputs, plan, asked, about, threads, pythons, report)
     with tempfile.TemporaryDirectory(prefix="remerge-verify-") as place:
-        about = About(base, adapters, manifest.merge_key)
-        work = Work(inputs, plan, asked, about, threads, pythons, report)
-        told = work.run(Path(place), None)
-    as_recorded = file_digest(folder / record.name) == record.sha256
-    if told["sha256"] != record.sha256 or not as_recorded:
-        raise failure(folder / record.name, "", as_recorded)
+        if form.suffix is None:
+            again = Path(place) / "again"
+            again.mkdir()
+            told = work.run(Path(place), again)
+            found = {r.name: r.sha256 for r in records_of(again, told, None, None)}
+        else:
+            told = work.run(Path(place), None)
+            found = {_weights(output, manifest, form.suffix).name: told["sha256"]}
+    for record in manifest.outputs:
+        as_recorded = file_digest(folder / record.name) == record.sha256
+        if found.get(record.name) != record.sha256 or not as_recorded:
+            raise failure(folder / record.name, "", as_recorded)
     return checked
 
 
