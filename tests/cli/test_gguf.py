@@ -12,6 +12,7 @@ from click.testing import CliRunner, Result
 
 from remerge.cli import group
 from remerge.engines.llama_cpp import LLAMA_CPP
+from remerge.engines.registry import ENGINES
 from remerge.errors import BadInput, UsageError
 from tests import tiny
 
@@ -163,7 +164,9 @@ def test_engines_list():
         "name": "llama.cpp",
         "enables": LLAMA_CPP.enables,
         "installed": False,
+        "state": "not installed",
         "place": place,
+        "bytes": LLAMA_CPP.disk,
     } in found
 
 
@@ -181,7 +184,7 @@ def test_engines_remove():
 @pytest.mark.parametrize("verb", ["install", "check", "remove"])
 def test_engines_that_are_none(verb: str):
     said = refused(command("engines", verb, "nope"))
-    assert said == "There is no engine 'nope'. Choose llama.cpp."
+    assert said == f"There is no engine 'nope'. Choose {', '.join(ENGINES)}."
     assert command("engines", verb).exit_code == 2
 
 
@@ -191,5 +194,5 @@ def test_engines_check():
     option = ("--engine-python", f"llama.cpp={sys.executable}")
     done = command("engines", "check", "llama.cpp", *option)
     assert isinstance(done.exception, BadInput)
-    assert "The engine llama.cpp does not work: ModuleNotFoundError" in done.exception.what
+    assert "has no package for 'conversion'" in done.exception.what
     assert done.stdout == ""

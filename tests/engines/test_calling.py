@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+import remerge
 from remerge import errors
 from remerge.engines.calling import call
 from remerge.errors import BadInput, RemergeError, TryAgain
@@ -23,6 +24,7 @@ _KINDS = [
 ]
 _FRAME = """
 import os, sys, time
+import remerge
 from remerge import errors
 from remerge.engines.calling import answer
 
@@ -82,8 +84,33 @@ def test_paths_of_the_shell_decide_nothing(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("PYTHONPATH", "/nowhere")
     monkeypatch.setenv("REMERGE_TRIED", "kept")
     body = "return {k: os.environ.get(k) for k in ('PYTHONHOME', 'PYTHONPATH', 'REMERGE_TRIED')}"
+    found = dict(ask(python_with(tmp_path, body)))
+    ours, last = found.pop("PYTHONPATH").split(":")
+    assert last == str(tmp_path)
+    assert ours != "/nowhere"
+    assert found == {"PYTHONHOME": None, "REMERGE_TRIED": "kept"}
+
+
+def test_remerge_comes_along_and_nothing_beside_it(tmp_path: Path):
+    """An interpreter need not have it; one that has another version runs this one."""
+    (tmp_path / "remerge").mkdir()
+    (tmp_path / "remerge" / "__init__.py").write_text("raise RuntimeError('another remerge')")
+    body = """
+import remerge
+ours = os.environ["PYTHONPATH"].split(":")[0]
+return {"file": os.path.realpath(remerge.__file__), "path": ours, "holds": os.listdir(ours)}
+"""
     found = ask(python_with(tmp_path, body))
-    assert found == {"PYTHONHOME": None, "PYTHONPATH": str(tmp_path), "REMERGE_TRIED": "kept"}
+    assert Path(found["file"]) == Path(remerge.__file__).resolve()
+    assert found["holds"] == ["remerge"]
+    # Nothing of it stays.
+    assert not Path(found["path"]).exists()
+
+
+def test_a_package_that_lacks_is_named(tmp_path: Path):
+    python = python_with(tmp_path, "import no_such_package")
+    with pytest.raises(BadInput, match=f"{python} has no package for 'no_such_package'"):
+        ask(python)
 
 
 def test_the_working_directory_decides_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from remerge.cli.options import engine_python, json_output, pythons
-from remerge.cli.output import print_json, print_table
+from remerge.cli.output import print_json, size
 
 
 @click.group("engines")
@@ -23,68 +23,81 @@ def command() -> None:
 @json_output
 def list_engines(as_json: bool) -> None:
     """Say which engines there are, what they enable, and where they are installed."""
-    from remerge.engines.environments import is_installed, place_of
+    from remerge.engines.environments import place_of, size_of, state_of
     from remerge.engines.registry import ENGINES
 
-    found: list[dict[str, Any]] = [
-        {
-            "name": engine.name,
-            "enables": engine.enables,
-            "installed": is_installed(engine),
-            "place": str(place_of(engine)),
-        }
-        for engine in ENGINES.values()
-    ]
+    found: list[dict[str, Any]] = []
+    for engine in ENGINES.values():
+        state = state_of(engine)
+        found.append(
+            {
+                "name": engine.name,
+                "enables": engine.enables,
+                "installed": state == "installed",
+                "state": state,
+                "place": str(place_of(engine)),
+                # Measured where something is there, else what it took when it was pinned.
+                "bytes": engine.disk if state == "not installed" else size_of(engine),
+            }
+        )
     if as_json:
         print_json({"engines": found})
         return
-    print_table(
-        [
-            (e["name"], f"{e['enables']} ({e['place'] if e['installed'] else 'not installed'})")
-            for e in found
-        ]
-    )
+    width = max(len(entry["name"]) for entry in found)
+    for entry in found:
+        there, takes = entry["state"], size(entry["bytes"])
+        where = f"about {takes}" if there == "not installed" else f"{takes} in {entry['place']}"
+        click.echo(f"  {entry['name']:<{width}}  {entry['enables']} ({there}: {where})")
 
 
 @command.command()
 @click.argument("name")
 def install(name: str) -> None:
     """Make the environment of the engine NAME and see that it works."""
-    from remerge.engines import environments
+    from remerge.engines import installing
+    from remerge.engines.environments import is_installed, place_of
     from remerge.engines.registry import engine_of
 
     engine = engine_of(name)
-    if environments.is_installed(engine):
-        click.echo(f"already there: {environments.place_of(engine)}")
+    if is_installed(engine):
+        click.echo(f"already there: {place_of(engine)}")
         return
-    place = environments.install(engine, lambda step: click.echo(f"  {step}", err=True))
+    place = installing.install(engine, lambda step: click.echo(f"  {step}", err=True))
     click.echo(f"installed: {place}")
 
 
 @command.command()
 @click.argument("name")
 @engine_python
-def check(name: str, engine_python: tuple[str, ...]) -> None:
+@json_output
+def check(name: str, engine_python: tuple[str, ...], as_json: bool) -> None:
     """See whether the engine NAME works; its interpreter may be one of your own."""
-    from remerge.engines import environments
+    from remerge.engines import checking, environments
     from remerge.engines.registry import engine_of
     from remerge.errors import BadInput
 
-    engine = engine_of(name)
-    python = environments.python_of(engine, pythons(engine_python))
-    failure = environments.check(engine, python)
-    if failure is not None:
+    engine, given = engine_of(name), pythons(engine_python)
+    python = environments.python_of(engine, given)
+    found = checking.check(engine, python)
+    if found.failure is not None:
+        again = f"remerge engines remove {name}; remerge engines install {name}"
         raise BadInput(
-            f"The engine {name} does not work: {failure}",
-            hint=f"Run: remerge engines remove {name}; remerge engines install {name}",
+            f"The engine {name} does not work: {found.failure}",
+            hint=None if name in given else f"Run: {again}",
         )
-    click.echo(f"works: {python}")
+    if as_json:
+        print_json(
+            {"name": name, "python": str(python), "did": found.did, "versions": found.versions}
+        )
+        return
+    versions = ", ".join(f"{package} {version}" for package, version in found.versions.items())
+    click.echo(f"works: {python} ({found.did}; {versions})")
 
 
 @command.command()
 @click.argument("name")
 def remove(name: str) -> None:
-    """Delete the environment of the engine NAME."""
+    """Delete the environment of the engine NAME; of a link to one, the link."""
     from remerge.engines import environments
     from remerge.engines.registry import engine_of
 

@@ -9,17 +9,18 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
 from remerge import errors
-from remerge.errors import RemergeError, TryAgain
+from remerge.errors import BadInput, RemergeError, TryAgain
 
 Report = Callable[[int, int, str], None]
 Note = Callable[[str], None]
@@ -42,6 +43,7 @@ class Teller:
 
 Work = Callable[[Mapping[str, Any], Teller], Mapping[str, Any]]
 
+_LACKING = re.compile(r"ModuleNotFoundError: No module named '([^']*)'")
 _KINDS = {
     kind.__name__: kind
     for kind in vars(errors).values()
@@ -58,12 +60,13 @@ def call(
     note: Note = lambda text: None,
     place: Path | None = None,
 ) -> dict[str, Any]:
-    """Run ``module`` in an engine's environment and give its result; raises what it raised.
+    """Run ``module`` in an engine's environment and give its result; raises what it raised, and
+    `BadInput` where the environment lacks a package.
 
     It runs in the directory ``place``, for engines that write where they stand.
     """
-    kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
     with (
+        _surroundings() as variables,
         tempfile.TemporaryFile("w+", errors="replace") as said,
         subprocess.Popen(
             # -P: what lies in the working directory is not the engine's.
@@ -72,7 +75,7 @@ def call(
             stdout=subprocess.PIPE,
             stderr=said,
             text=True,
-            env=kept,
+            env=variables,
             cwd=place,
         ) as process,
     ):
@@ -105,11 +108,29 @@ def call(
                 f"{module} was killed by signal {-process.returncode}.",
                 why="Often for want of memory.",
             )
+        lacking = _LACKING.match(last)
+        if lacking:
+            raise BadInput(
+                f"{python} has no package for {lacking[1]!r}, which the engine needs there.",
+                hint="Install it there, or let remerge engines install make an environment.",
+            )
         raise RemergeError(
             f"{module} ended with {process.returncode}; it said last: {last.rstrip('.')}.",
             why="Its environment may be broken, or this is a fault.",
             hint="remerge engines check tells.",
         )
+
+
+@contextmanager
+def _surroundings() -> Generator[dict[str, str]]:
+    """An engine's environment variables: no paths of the shell's, and this very remerge before all
+    packages, so that both sides are one version and an interpreter need not have it."""
+    hidden = ("PYTHONPATH", "PYTHONHOME")
+    kept = {name: value for name, value in os.environ.items() if name not in hidden}
+    with tempfile.TemporaryDirectory(prefix="remerge-") as place:
+        # A folder of its own: beside remerge lie packages that are not the engine's.
+        (Path(place) / "remerge").symlink_to(Path(__file__).resolve().parents[1])
+        yield {**kept, "PYTHONPATH": place}
 
 
 def answer(work: Work) -> None:

@@ -1,29 +1,28 @@
-"""Engines' environments: made, checked and removed under the user's cache directory.
+"""Engines' environments under the user's cache directory: where they are, when one counts, which
+interpreter runs an engine.
 
 An environment counts when its receipt is there, which is written last: a killed installation is
-none. It is made again when the engine's definition or remerge's own environment changed.
+none. It is made again when the engine's definition changed, or what lies below it.
 """
 
 from __future__ import annotations
 
-import hashlib
+import fcntl
+import importlib.metadata
 import json
 import os
 import shutil
 import site
-import subprocess
-import sys
-import tempfile
-import venv
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
-from remerge.engines.engine import Engine, FromSource
-from remerge.errors import BadInput, TryAgain, UsageError
+from remerge.engines.engine import Engine
+from remerge.errors import Locked, UsageError
+from remerge.sources.storage import cannot_write
 from remerge.sources.user_directories import cache_directory
 
-_RECEIPT = "remerge-engine.json"
-Told = Callable[[str], None]
+RECEIPT = "remerge-engine.json"
 
 
 def place_of(engine: Engine) -> Path:
@@ -37,17 +36,25 @@ def place_of(engine: Engine) -> Path:
             "There is no place for engines: this user has no home directory.",
             hint="Set XDG_CACHE_HOME.",
         )
-    return cache / "engines" / engine.name
+    return cache / "engines" / engine.folder
 
 
 def is_installed(engine: Engine) -> bool:
     """Whether the environment is there, complete and up to date."""
     place = place_of(engine)
-    try:
-        found = json.loads((place / _RECEIPT).read_bytes())
-    except (OSError, ValueError):
-        return False
-    return found == _receipt(engine) and _python(place).exists()
+    found = _read_receipt(place)
+    return found is not None and interpreter(place).exists() and found == receipt(engine)
+
+
+def state_of(engine: Engine) -> str:
+    """``installed``, ``out of date`` (made for another remerge), ``unfinished`` (a killed
+    installation) or ``not installed``."""
+    if is_installed(engine):
+        return "installed"
+    place = place_of(engine)
+    if not os.path.lexists(place):
+        return "not installed"
+    return "unfinished" if _read_receipt(place) is None else "out of date"
 
 
 def python_of(engine: Engine, given: Mapping[str, str]) -> Path:
@@ -60,103 +67,112 @@ def python_of(engine: Engine, given: Mapping[str, str]) -> Path:
         if not path.is_file() or not os.access(path, os.X_OK):
             raise UsageError(f"--engine-python {engine.name}={path}: {path} is no program.")
         return path
-    if not is_installed(engine):
+    state = state_of(engine)
+    if state != "installed":
         raise UsageError(
-            f"The engine {engine.name} is not installed.",
+            f"The engine {engine.name} is {state}.",
             hint=f"Run: remerge engines install {engine.name}",
         )
-    return _python(place_of(engine))
-
-
-def install(engine: Engine, told: Told) -> Path:
-    """Make the environment and see that it works; ``told`` hears of each step.
-
-    Raises `TryAgain` when a download fails, `BadInput` when something else than what is pinned
-    comes.
-    """
-    place = place_of(engine)
-    remove(engine)
-    place.mkdir(parents=True)
-    told(f"environment in {place}")
-    venv.create(place, with_pip=True)
-    _lay_over(place)
-    for source in engine.sources:
-        told(f"sources of {source.requirement}")
-        _install_from_source(place, source)
-    told(", ".join(engine.requirements))
-    _pip(place, ["install", *engine.requirements])
-    failure = check(engine, _python(place))
-    if failure is not None:
-        raise BadInput(f"The engine {engine.name} does not work: {failure}")
-    (place / _RECEIPT).write_text(json.dumps(_receipt(engine), indent=2) + "\n")
-    return place
+    return interpreter(place_of(engine))
 
 
 def remove(engine: Engine) -> bool:
-    """Delete the environment; whether there was one."""
+    """Delete the environment, or the link that stands for it; whether there was one.
+
+    Raises `Locked` while it is being made.
+    """
+    if not os.path.lexists(place_of(engine)):
+        return False
+    with alone(engine):
+        return delete(engine)
+
+
+def delete(engine: Engine) -> bool:
+    """`remove`, for whoever has it alone."""
     place = place_of(engine)
-    (place / _RECEIPT).unlink(missing_ok=True)
-    found = place.is_dir()
+    found = os.path.lexists(place)
+    if place.is_symlink() or place.is_file():
+        # What lies behind a link is somebody's own.
+        place.unlink()
+        return found
+    (place / RECEIPT).unlink(missing_ok=True)
     shutil.rmtree(place, ignore_errors=True)
     return found
 
 
-def check(engine: Engine, python: Path) -> str | None:
-    """Import what the engine needs; the last line of what went wrong, None if nothing did."""
-    imports = "; ".join(f"import {module}" for module in (*engine.modules, "remerge"))
-    done = _run([str(python), "-P", "-c", imports])
-    if done.returncode == 0:
-        return None
-    return (done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1]
+@contextmanager
+def alone(engine: Engine) -> Generator[int]:
+    """Alone among processes with an engine's environment: the descriptor of the lock.
+
+    A child that inherits it holds the lock as well. Raises `Locked`.
+    """
+    place = place_of(engine)
+    lock = place.with_name(f".{place.name}.lock")
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise cannot_write(lock, error) from error
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise Locked(
+                f"Another remerge is installing or removing the engine {engine.name}.",
+                hint="Wait for it to end, and run the same command again.",
+            ) from error
+        except OSError:
+            pass  # Some network mounts have no locks; there one goes on without.
+        yield fd
+    finally:
+        os.close(fd)
 
 
-def _python(place: Path) -> Path:
+def interpreter(place: Path) -> Path:
+    """The program that runs what is installed in an environment."""
     return place / "bin" / "python"
 
 
-def _receipt(engine: Engine) -> dict[str, object]:
-    return {"engine": engine.name, "definition": engine.identity, "below": _below()}
+def packages_folder(place: Path) -> Path | None:
+    """Where an environment's packages lie; None where it has none."""
+    return next(iter(sorted((place / "lib").glob("python3.*/site-packages"))), None)
 
 
-def _below() -> list[str]:
+def versions_in(engine: Engine) -> dict[str, str]:
+    """The versions of an installed engine's main packages, as their metadata say."""
+    folder = packages_folder(place_of(engine))
+    paths = [] if folder is None else [str(folder)]
+    found = importlib.metadata.distributions(path=paths)
+    known = {distribution.name.lower(): distribution.version for distribution in found}
+    return {name: known[name.lower()] for name in engine.packages if name.lower() in known}
+
+
+def size_of(engine: Engine) -> int:
+    """Bytes that an environment takes on disk, links not followed."""
+    return sum(
+        entry.stat(follow_symlinks=False).st_blocks * 512
+        for folder, _, _ in os.walk(place_of(engine))
+        for entry in os.scandir(folder)
+        if not entry.is_dir(follow_symlinks=False)
+    )
+
+
+def receipt(engine: Engine) -> dict[str, object]:
+    """What an environment made now would say of itself."""
+    found: dict[str, object] = {"engine": engine.name, "definition": engine.identity}
+    if engine.lies_over:
+        return {**found, "below": below()}
+    # A system that replaces its Python by another minor version leaves the packages behind.
+    return {**found, "interpreter": os.path.realpath(interpreter(place_of(engine)))}
+
+
+def below() -> list[str]:
     """Where remerge's own packages lie."""
     return [path for path in dict.fromkeys(site.getsitepackages()) if Path(path).is_dir()]
 
 
-def _lay_over(place: Path) -> None:
-    """Let the environment see remerge's own packages, after its own."""
-    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
-    target = place / "lib" / version / "site-packages" / "remerge-below.pth"
-    target.write_text("".join(f"import site; site.addsitedir({path!r})\n" for path in _below()))
-
-
-def _install_from_source(place: Path, source: FromSource) -> None:
-    with tempfile.TemporaryDirectory(dir=place) as folder:
-        words = ["download", "--no-deps", "--no-binary", ":all:", "-d", folder]
-        _pip(place, [*words, source.requirement])
-        archive = next(Path(folder).iterdir())
-        found = hashlib.sha256(archive.read_bytes()).hexdigest()
-        if found != source.sha256:
-            raise BadInput(f"{archive.name} has SHA-256 {found}, not {source.sha256}.")
-        shutil.unpack_archive(archive, folder, filter="data")
-        root = next(path for path in Path(folder).iterdir() if path.is_dir())
-        for part in source.folders:
-            _pip(place, ["install", "--no-deps", str(root / part)])
-
-
-def _pip(place: Path, words: Sequence[str]) -> None:
-    quiet = ["-q", "--disable-pip-version-check"]
-    done = _run([str(_python(place)), "-m", "pip", words[0], *quiet, *words[1:]])
-    if done.returncode != 0:
-        last = "\n".join(done.stderr.strip().splitlines()[-3:])
-        raise TryAgain(
-            f"pip {' '.join(words)} failed: {last}",
-            why="Often the network, or a package index that lacks a version.",
-            hint="Run the same command again.",
-        )
-
-
-def _run(words: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    # Paths of the caller's own shell must not decide what an engine imports.
-    kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
-    return subprocess.run(words, check=False, capture_output=True, text=True, env=kept)
+def _read_receipt(place: Path) -> object | None:
+    try:
+        return json.loads((place / RECEIPT).read_bytes())
+    except (OSError, ValueError):
+        return None

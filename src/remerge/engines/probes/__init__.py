@@ -1,0 +1,1 @@
+"""What each engine is asked to do when it is checked: something small and real."""
