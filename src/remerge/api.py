@@ -56,9 +56,12 @@ class PlanOptions(TypedDict, total=False):
     ``requantize`` (``same``): what a quantised base is taken for and written as.
     ``expert_packing``: auto, rank-major or expert-major. ``max_shard_size`` in bytes or as ``5GB``;
     ``tokenizer``: auto, base, adapter, or one of several by name; ``copy_code``: carry the base's
-    .py files. ``to``: safetensors, adapter for `combine`, or ``gguf:Q4_K_M`` and the like for
-    `export`, with ``tensor_type`` (``PATTERN=TYPE``), ``via`` (bfloat16: quantise what a
-    checkpoint of that dtype holds) and ``imatrix`` (a file). ``max_memory`` changes no byte;
+    .py files. ``to``: safetensors, adapter for `combine`, or for `export` what an engine writes
+    (``gguf:Q4_K_M``, ``onnx:int4``, ``gptq``). GGUF takes ``tensor_type`` (``PATTERN=TYPE``),
+    ``via`` (bfloat16: quantise what a checkpoint of that dtype holds) and ``imatrix`` (a file);
+    what is calibrated takes ``calibration`` (a file of samples), ``calibration_samples`` and
+    ``calibration_length`` (how many, and of how many tokens) and ``group_size``. ``max_memory``
+    changes no byte;
     ``progress`` allows the Hub's download bars, which appear on a terminal only.
     """
 
@@ -79,6 +82,10 @@ class PlanOptions(TypedDict, total=False):
     tensor_type: Sequence[str]
     via: str | None
     imatrix: Source | None
+    calibration: Source | None
+    calibration_samples: int | None
+    calibration_length: int | None
+    group_size: int | None
     max_memory: int | str
     progress: bool
 
@@ -248,6 +255,7 @@ def export(
     *,
     adapters: Source | Sequence[Source] = (),
     overwrite: bool = False,
+    prove: bool = False,
     threads: int | None = None,
     engine_python: Mapping[str, str] | None = None,
     report: Report = _silent,
@@ -259,7 +267,8 @@ def export(
     ``source`` is a checkpoint, merged before or not; with ``adapters`` these are merged into it
     on the way. Options are those of `merge`. What an engine writes (``gguf:Q4_K_M``) is done in
     its environment (``remerge engines install llama.cpp``), or by the interpreter that
-    ``engine_python`` names for it; anything else is a checkpoint again. ``note`` is told what is
+    ``engine_python`` names for it; anything else is a checkpoint again. ``prove`` has the engine
+    write twice, and records whether both are the same. ``note`` is told what is
     worth knowing before it ends, such as a forecast.
     """
     started = time.time()
@@ -270,6 +279,8 @@ def export(
     if planned.plan.recipe.format == "adapter":
         raise UsageError("An adapter comes of several.", hint="Call remerge.combine.")
     if planned.asked is None:
+        if prove:
+            raise UsageError("prove is for what engines write; verify derives a checkpoint again.")
         return _make(
             planned,
             output,
@@ -292,6 +303,7 @@ def export(
         pythons=engine_python or {},
         started=started,
         overwrite=overwrite,
+        prove=prove,
         report=report,
         note=note,
     )

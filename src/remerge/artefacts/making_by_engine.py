@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +127,16 @@ class Work:
             told = call(python, form.module, request, self.report, note=self.note, place=place)
             return {**told, "peak_memory": max(told["peak_memory"], peak)}
 
+    def again(self, place: Path, name: str | None) -> dict[str, str]:
+        """Write everything a second time, below ``place``; the digests of its files. Of one file,
+        called ``name``, nothing is kept."""
+        if self.asked.form.suffix is not None:
+            assert name is not None
+            return {name: self.run(place, None)["sha256"]}
+        with tempfile.TemporaryDirectory(prefix=".again-", dir=place) as folder:
+            told = self.run(place, Path(folder))
+            return {r.name: r.sha256 for r in records_of(Path(folder), told, None, None)}
+
     def _survey(self, python: Path) -> None:
         """Have the engine refuse what it does not know before anything is written."""
         form = self.asked.form
@@ -167,6 +177,7 @@ def make_by_engine(
     pythons: Mapping[str, str],
     started: float,
     overwrite: bool = False,
+    prove: bool = False,
     report: Report = lambda done, total, tensor: None,
     note: Note = lambda text: None,
 ) -> EngineResult:
@@ -175,7 +186,8 @@ def make_by_engine(
 
     Raises `UsageError` for an output that is in the way and where the engine's environment is
     missing, `Unsupported` for a model or tokenizer that the engine does not know, `NotReproduced`
-    where the engine computes something else than the merge. ``note`` hears what the user should
+    where the engine computes something else than the merge. With ``prove`` it is written twice, and
+    the manifest says whether both are the same. ``note`` hears what the user should
     know before it ends.
     """
     form = asked.form
@@ -206,7 +218,8 @@ def make_by_engine(
         if any(a.changed() for a in plan.adapters) or input_digests(plan) != read:
             raise BadInput("An input changed while it was merged.")
         records = records_of(place.work, told, name, out.name if single else None)
-        manifest = _manifest(work, read, records, told)
+        proof = _proof(work, place.work, records) if prove else None
+        manifest = _manifest(work, read, records, told, proof)
         write_durably(place.work / MANIFEST, to_bytes(manifest))
         (publish_file if single else publish)(place)
     remember(plan, manifest.base, manifest.adapters)
@@ -216,6 +229,16 @@ def make_by_engine(
     written = sum(record.size for record in records)
     peak = max(peak_memory(), told["peak_memory"])
     return EngineResult(out, manifest, time.time() - started, written, peak)
+
+
+def _proof(work: Work, place: Path, records: Sequence[FileRecord]) -> tuple[bool, str]:
+    """Whether a second run gives the same bytes, and a sentence that says so."""
+    # What the user should know, the first run has said.
+    again = replace(work, note=lambda text: None).again(place, records[0].name)
+    differing = [record.name for record in records if again.get(record.name) != record.sha256]
+    if not differing:
+        return True, "Written twice: both times the same bytes."
+    return False, f"Written twice: {', '.join(differing)} came out differently."
 
 
 def key_of(
@@ -298,8 +321,10 @@ def _manifest(
     digests: Mapping[str, str],
     records: Sequence[FileRecord],
     told: Mapping[str, Any],
+    proof: tuple[bool, str] | None,
 ) -> EngineManifest:
     plan, inputs, asked = work.plan, work.inputs, work.asked
+    proven, said = (asked.form.rederivable, ()) if proof is None else (proof[0], (proof[1],))
     base_files = [
         FileRecord(name=s.name, size=s.size, sha256=digests[f"base/{s.name}"])
         for s in plan.base.shards
@@ -311,7 +336,7 @@ def _manifest(
         plan_id=plan.plan_id,
         recipe=plan.recipe,
         engine=asked.form.engine.name,
-        reproducible="same-stack" if asked.form.rederivable else "not proven",
+        reproducible="same-stack" if proven else "not proven",
         base=input_record(inputs.base_reference, base_files),
         adapters=adapter_records(inputs, plan, digests),
         files={option: file_record(path, path.name) for option, path in asked.files.items()},
@@ -322,7 +347,7 @@ def _manifest(
         ),
         measured=told.get("measured", {}),
         bits_per_weight=round(8 * sum(record.size for record in records) / max(weights, 1), 3),
-        notes=(*plan.notes, *told["notes"]),
+        notes=(*plan.notes, *told["notes"], *said),
         versions={
             "remerge": __version__,
             "algorithm": str(ALGORITHM),

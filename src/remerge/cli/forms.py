@@ -15,7 +15,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 TO = (
     "safetensors: a checkpoint. gguf:TYPE: one quantised file for llama.cpp, e.g. gguf:Q4_K_M or "
     "gguf:F16 (OUT is the file where it ends in .gguf, else a directory). onnx[:int4|int8|fp16]: a "
-    "directory for ONNX Runtime."
+    "directory for ONNX Runtime. gptq, awq: an int4 checkpoint for vLLM and others, calibrated."
 )
 _OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option(
@@ -34,6 +34,22 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
         "--imatrix",
         metavar="FILE",
         help="With gguf: llama.cpp's importance matrix, which says what columns of weights count.",
+    ),
+    click.option(
+        "--calibration",
+        metavar="FILE",
+        help="With gptq and awq: samples to calibrate on, one a line: text, or JSON with text, "
+        "prompt or messages. Without it, generic ones.",
+    ),
+    click.option("--calibration-samples", type=int, metavar="N", help="How many; 128."),
+    click.option("--calibration-length", type=int, metavar="N", help="Tokens of each; 512."),
+    click.option(
+        "--group-size", type=int, metavar="N", help="With gptq and awq: columns of a scale; 128."
+    ),
+    click.option(
+        "--prove",
+        is_flag=True,
+        help="Have the engine write twice, and record whether both are the same.",
     ),
     engine_python,
 )
@@ -61,6 +77,12 @@ def refuse_checkpoints_own(to: str, given: Collection[str]) -> None:
         if option in given:
             name = to.partition(":")[0]
             raise click.UsageError(f"--{option.replace('_', '-')} means nothing with --to {name}.")
+
+
+def refuse_prove(options: Mapping[str, Any], *, prove: bool) -> None:
+    """Raise `click.UsageError` where there is no engine that could write twice."""
+    if prove and not is_engine_made(options):
+        raise click.UsageError("--prove is for what engines write; remerge verify derives again.")
 
 
 def write_by_engine(

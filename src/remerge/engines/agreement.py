@@ -50,7 +50,7 @@ class Agreement:
 
 
 def agreement(expected: Values, found: Values) -> Agreement:
-    """Compare logits of shape (positions, vocabulary). A padded vocabulary is cut to the merge's."""
+    """Compare logits of shape (positions, vocabulary). A padded vocabulary is cut."""
     expected = expected.astype(np.float64)
     found = found[:, : expected.shape[1]].astype(np.float64)
     ours, theirs = (_log_softmax(values) for values in (expected, found))
@@ -66,9 +66,7 @@ def agreement(expected: Values, found: Values) -> Agreement:
     )
 
 
-def check(
-    reference: Mapping[str, Values], found: Values, allowed: float, other: str
-) -> Agreement:
+def check(reference: Mapping[str, Values], found: Values, allowed: float, other: str) -> Agreement:
     """The agreement of an output with the merge; raises `NotReproduced` beyond ``allowed``, as a
     relative difference, or where logits are not finite."""
     if not np.isfinite(found).all():

@@ -15,19 +15,19 @@ from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-import numpy as np  # noqa: E402
-import onnxruntime_genai  # noqa: E402
-import onnxruntime_genai.models  # noqa: E402, F401  (puts the builder's folders on the path)
-import torch  # noqa: E402
-from builders.base import Model  # noqa: E402
-from onnxruntime_genai.models import builder  # noqa: E402
+import numpy as np
+import onnxruntime_genai
+import onnxruntime_genai.models
+import torch
+from builders.base import Model
+from onnxruntime_genai.models import builder
 
-from remerge.engines.agreement import check, read_reference  # noqa: E402
-from remerge.engines.calling import Teller, answer  # noqa: E402
-from remerge.engines.onnx import ALLOWED, OnnxOptions  # noqa: E402
-from remerge.errors import NotReproduced, Unsupported  # noqa: E402
-from remerge.merging.budget import peak_memory  # noqa: E402
-from remerge.outputs.side_files import is_tokenizer_file  # noqa: E402
+from remerge.engines.agreement import check, read_reference
+from remerge.engines.calling import Teller, answer
+from remerge.engines.onnx import ALLOWED, OnnxOptions
+from remerge.errors import NotReproduced, Unsupported
+from remerge.merging.budget import peak_memory
+from remerge.outputs.side_files import is_tokenizer_file
 
 _EXECUTION_PROVIDER = "cpu"
 

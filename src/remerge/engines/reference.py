@@ -15,12 +15,12 @@ from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
+import numpy as np
+import torch
 
-from remerge.engines.calling import Teller, answer  # noqa: E402
-from remerge.errors import Unsupported  # noqa: E402
-from remerge.merging.budget import peak_memory  # noqa: E402
+from remerge.engines.calling import Teller, answer
+from remerge.errors import Unsupported
+from remerge.merging.budget import peak_memory
 
 _TEXT = (
     "A lighthouse keeper counts the ships that pass: three on Monday, five on Tuesday, none in the "

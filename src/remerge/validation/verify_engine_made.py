@@ -10,7 +10,7 @@ from remerge.artefacts import user_index
 from remerge.artefacts.digests import file_digest, input_digests
 from remerge.artefacts.engine_manifest import EngineManifest
 from remerge.artefacts.making import Report
-from remerge.artefacts.making_by_engine import About, Work, key_of, records_of
+from remerge.artefacts.making_by_engine import About, Work, key_of
 from remerge.artefacts.manifest import FileRecord
 from remerge.engines.forms import FORMS, Asked
 from remerge.errors import BadInput, NotReproduced, Unsupported
@@ -66,14 +66,8 @@ def verify_engine_made(
     about = About(base, adapters, manifest.merge_key)
     work = Work(inputs, plan, asked, about, threads, pythons, report)
     with tempfile.TemporaryDirectory(prefix="remerge-verify-") as place:
-        if form.suffix is None:
-            again = Path(place) / "again"
-            again.mkdir()
-            told = work.run(Path(place), again)
-            found = {r.name: r.sha256 for r in records_of(again, told, None, None)}
-        else:
-            told = work.run(Path(place), None)
-            found = {_weights(output, manifest, form.suffix).name: told["sha256"]}
+        name = None if form.suffix is None else _weights(output, manifest, form.suffix).name
+        found = work.again(Path(place), name)
     for record in manifest.outputs:
         as_recorded = file_digest(folder / record.name) == record.sha256
         if found.get(record.name) != record.sha256 or not as_recorded:

@@ -28,9 +28,11 @@ _TEXTS = (
     "to",
     "via",
     "imatrix",
+    "calibration",
 )
 _LISTS = ("prefer", "keep_float32", "tensor_type")
-_OTHERS = ("weights", "max_shard_size", "copy_code")
+_NUMBERS = ("calibration_samples", "calibration_length", "group_size")
+_OTHERS = ("weights", "max_shard_size", "copy_code", *_NUMBERS)
 _INPUTS = ("base", "adapters", "output", "parameters")
 KEYS = frozenset({*_TEXTS, *_LISTS, *_OTHERS, *_INPUTS, *ALL_PARAMETERS})
 
@@ -45,6 +47,7 @@ _RESOURCES = frozenset(
         "dry_run",
         "json",
         "engine_python",
+        "prove",
     }
 )
 
@@ -60,8 +63,9 @@ def _read(fields: Fields) -> RecipeFile:
     options |= {key: fields.texts(key) for key in _LISTS if key in fields.values}
     if "copy_code" in fields.values:
         options["copy_code"] = fields.flag("copy_code")
-    if "max_shard_size" in fields.values:
-        options["max_shard_size"] = fields.values["max_shard_size"]
+    options |= {
+        key: fields.values[key] for key in ("max_shard_size", *_NUMBERS) if key in fields.values
+    }
     if "base_precision" in options:
         kind, separator, named = options["base_precision"].partition("=")
         options["base_precision"] = kind + separator + (fields.place(named) if named else "")
