@@ -52,6 +52,10 @@ from remerge.sources.storage import sync_file
 from remerge.version import ALGORITHM, __version__
 
 
+def _unheard(text: str) -> None:
+    pass
+
+
 @dataclass(frozen=True)
 class EngineResult:
     """What making an output with an engine did: the numbers of the closing summary, measured."""
@@ -90,7 +94,7 @@ class Work:
     threads: int | None
     pythons: Mapping[str, str]
     report: Report
-    note: Note = lambda text: None
+    note: Note = _unheard
 
     def run(self, work: Path, target: Path | None) -> dict[str, Any]:
         """Have ``target`` (a file, or a directory to fill) written; with None only the digest of
@@ -179,7 +183,7 @@ def make_by_engine(
     overwrite: bool = False,
     prove: bool = False,
     report: Report = lambda done, total, tensor: None,
-    note: Note = lambda text: None,
+    note: Note = _unheard,
 ) -> EngineResult:
     """Write the planned merge to ``out`` in the form that was asked for, or leave ``out`` as it
     was. A name with the form's suffix is that of the one file; any other is a directory's.
@@ -234,7 +238,7 @@ def make_by_engine(
 def _proof(work: Work, place: Path, records: Sequence[FileRecord]) -> tuple[bool, str]:
     """Whether a second run gives the same bytes, and a sentence that says so."""
     # What the user should know, the first run has said.
-    again = replace(work, note=lambda text: None).again(place, records[0].name)
+    again = replace(work, note=_unheard).again(place, records[0].name)
     differing = [record.name for record in records if again.get(record.name) != record.sha256]
     if not differing:
         return True, "Written twice: both times the same bytes."
