@@ -21,7 +21,7 @@ from remerge.version import __version__
 
 # A hostile name may be as long as a header.
 _LONGEST = 2000
-_COMMANDS = ("merge", "export", "conflicts", "extract", "inspect", "verify", "engines")
+_COMMANDS = ("merge", "export", "conflicts", "extract", "inspect", "verify", "engines", "doctor")
 
 
 class _Lazy(click.Group):

@@ -75,8 +75,9 @@ class Engine:
 
     @property
     def packages(self) -> tuple[str, ...]:
-        """The names of its main packages."""
-        return tuple(requirement.partition("==")[0] for requirement in self.requirements)
+        """The names of its main packages: those that it pins itself."""
+        names = (requirement.split("==") for requirement in self.requirements)
+        return tuple(name for name, *version in names if version)
 
     @property
     def identity(self) -> str:

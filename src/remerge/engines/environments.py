@@ -11,11 +11,13 @@ import fcntl
 import importlib.metadata
 import json
 import os
+import re
 import shutil
 import site
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 from remerge.engines.engine import Engine
 from remerge.errors import Locked, UsageError
@@ -43,7 +45,10 @@ def is_installed(engine: Engine) -> bool:
     """Whether the environment is there, complete and up to date."""
     place = place_of(engine)
     found = _read_receipt(place)
-    return found is not None and interpreter(place).exists() and found == receipt(engine)
+    if found is None or not interpreter(place).exists():
+        return False
+    # How large it became decides nothing.
+    return {name: value for name, value in found.items() if name != "bytes"} == receipt(engine)
 
 
 def state_of(engine: Engine) -> str:
@@ -143,12 +148,18 @@ def versions_in(engine: Engine) -> dict[str, str]:
     folder = packages_folder(place_of(engine))
     paths = [] if folder is None else [str(folder)]
     found = importlib.metadata.distributions(path=paths)
-    known = {distribution.name.lower(): distribution.version for distribution in found}
-    return {name: known[name.lower()] for name in engine.packages if name.lower() in known}
+    known = {_normal(distribution.name): distribution.version for distribution in found}
+    return {name: known[_normal(name)] for name in engine.packages if _normal(name) in known}
 
 
 def size_of(engine: Engine) -> int:
-    """Bytes that an environment takes on disk, links not followed."""
+    """Bytes that an environment takes on disk: as its receipt says, else counted."""
+    told = (_read_receipt(place_of(engine)) or {}).get("bytes")
+    return told if isinstance(told, int) else count_bytes(engine)
+
+
+def count_bytes(engine: Engine) -> int:
+    """Bytes of an environment's files, links not followed."""
     return sum(
         entry.stat(follow_symlinks=False).st_blocks * 512
         for folder, _, _ in os.walk(place_of(engine))
@@ -171,8 +182,14 @@ def below() -> list[str]:
     return [path for path in dict.fromkeys(site.getsitepackages()) if Path(path).is_dir()]
 
 
-def _read_receipt(place: Path) -> object | None:
+def _normal(name: str) -> str:
+    """A distribution's name as PEP 503 compares it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def _read_receipt(place: Path) -> dict[str, object] | None:
     try:
-        return json.loads((place / RECEIPT).read_bytes())
+        found = json.loads((place / RECEIPT).read_bytes())
     except (OSError, ValueError):
         return None
+    return cast("dict[str, object]", found) if isinstance(found, dict) else None

@@ -22,6 +22,7 @@ from remerge.engines.environments import (
     RECEIPT,
     alone,
     below,
+    count_bytes,
     delete,
     interpreter,
     is_installed,
@@ -41,6 +42,11 @@ _NO_ANSWER = re.compile(
     r"ProxyError|SSLError|Connection (?:refused|reset|aborted)|HTTP error 5\d\d|"
     r"IncompleteRead|ProtocolError"
 )
+_SETTINGS = (
+    "See to the network and to pip's settings (pip config list shows them), and run the same "
+    "command again."
+)
+_PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 _FULL = re.compile(r"No space left on device|Errno 28\b|Disk quota exceeded|Errno 122\b")
 
 
@@ -98,7 +104,8 @@ class _Making:
                 f"The engine {engine.name} was installed and does not work: {found.failure}",
                 hint="remerge doctor tells what this machine has.",
             )
-        (place / RECEIPT).write_text(json.dumps(receipt(engine), indent=2) + "\n")
+        told = {**receipt(engine), "bytes": count_bytes(engine)}
+        (place / RECEIPT).write_text(json.dumps(told, indent=2) + "\n")
 
     def _install_pins(self) -> None:
         """All packages at their pinned versions, and no others.
@@ -167,6 +174,7 @@ class _Making:
             except BaseException:
                 with suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
                 raise
         return process.returncode, (found[0] if both else found[1]) or ""
 
@@ -192,17 +200,16 @@ def _failure(name: str, said: str) -> RemergeError:
         return TryAgain(
             f"{name} failed: {last}.",
             why="The package index did not answer.",
-            hint="See to the network and to pip's settings (pip config list shows them), and run "
-            "the same command again.",
+            hint=_SETTINGS,
         )
     lacking = re.search(r"No matching distribution found for (\S+)", said)
     if lacking:
-        return BadInput(
-            f"pip finds no {lacking[1]} for Python {sys.version_info.major}."
-            f"{sys.version_info.minor} on this machine.",
-            why="The package index that it asks has none for this platform, or none at all.",
-            hint="See to pip's settings (pip config list shows them).",
-        )
+        what = f"pip finds no {lacking[1]} for Python {_PYTHON} on this machine."
+        # Without any version nobody can tell a name that is none from an index that is not there.
+        if "from versions: none" in said:
+            why = "The package index did not answer, or has nothing for this platform."
+            return TryAgain(what, why=why, hint=_SETTINGS)
+        return BadInput(what, why="Its package index has other versions only.", hint=_SETTINGS)
     return TryAgain(f"{name} failed: {last}.", hint="Run the same command again.")
 
 

@@ -1,5 +1,4 @@
-"""llm-compressor: calibrated quantisation (GPTQ, AWQ) into compressed-tensors checkpoints, which
-vLLM, SGLang and transformers read."""
+"""llm-compressor: quantised checkpoints in compressed-tensors' format, which vLLM reads."""
 
 from __future__ import annotations
 
@@ -7,8 +6,15 @@ from remerge.engines.engine import Engine
 
 LLM_COMPRESSOR = Engine(
     name="llm-compressor",
-    enables="calibrated checkpoints: remerge merge --to gptq, --to awq",
-    requirements=("llmcompressor==0.14.0.1", "transformers==5.17.0"),
-    modules=("llmcompressor",),
-    disk=1_500_000_000,
+    enables="AWQ, GPTQ and other calibrated quantisation in compressed-tensors' format",
+    requirements=(
+        "llmcompressor==0.14.0.1",
+        "compressed-tensors==0.19.0",
+        "torch==2.13.0",
+        "transformers==5.17.0",
+    ),
+    modules=("llmcompressor", "compressed_tensors"),
+    lies_over=False,
+    probe="remerge.engines.probes.llm_compressor",
+    disk=1_600_000_000,
 )
