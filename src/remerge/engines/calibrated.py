@@ -1,7 +1,8 @@
-"""``--to gptq`` and ``--to awq``: int4 checkpoints, calibrated on samples by llm-compressor.
+"""``--to gptq``, ``awq`` and ``gptqmodel``: checkpoints of few bits, calibrated on samples.
 
-Both write compressed-tensors' packed format. GPTQ rounds column by column and moves what is lost to
-the columns that are left; AWQ scales channels before it rounds.
+The first two are llm-compressor's, in compressed-tensors' packed format; the third is GPTQ's own
+layout. GPTQ rounds column by column and moves what is lost to the columns that are left; AWQ scales
+channels before it rounds.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from remerge.engines.form import Form
+from remerge.engines.gptqmodel import GPTQMODEL
 from remerge.engines.llm_compressor import LLM_COMPRESSOR
 from remerge.errors import UsageError
 
@@ -95,5 +97,37 @@ def _form(method: str, usual: str) -> Form:
     )
 
 
+class NativeOptions(CalibrationOptions):
+    """Bits of a weight, and how many columns share a scale."""
+
+    bits: int = 4
+    group_size: int = Field(default=128, ge=16)
+
+
+def _read_native(variant: str, given: Mapping[str, Any]) -> Mapping[str, Any]:
+    if variant.lower() not in ("", "int4", "int8"):
+        raise UsageError(
+            f"--to gptqmodel:{variant} is no width that is known here.",
+            hint="Choose gptqmodel, gptqmodel:int4 or gptqmodel:int8.",
+        )
+    words = {"bits": 8 if variant.lower() == "int8" else 4, **calibration_words(given)}
+    try:
+        return NativeOptions.model_validate(words).model_dump(mode="json")
+    except ValidationError as error:
+        raise flag_error(error, "gptqmodel") from error
+
+
+GPTQMODEL_FORM = Form(
+    name="gptqmodel",
+    engine=GPTQMODEL,
+    module="remerge.engines.quantise_natively",
+    survey="remerge.engines.survey_compression",
+    read=_read_native,
+    takes=CALIBRATION | {"group_size"},
+    files=frozenset({"calibration"}),
+    title=lambda options: f"gptq-int{options['bits']}",
+    reads="checkpoint",
+    rederivable=False,
+)
 GPTQ = _form("gptq", "W4A16")
 AWQ = _form("awq", "W4A16_ASYM")

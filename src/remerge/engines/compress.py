@@ -10,10 +10,9 @@ with the merge's.
 
 from __future__ import annotations
 
-import copy
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,19 +27,16 @@ from llmcompressor.modifiers.quantization import QuantizationModifier
 from llmcompressor.modifiers.transform.awq import AWQModifier
 from llmcompressor.pipelines.cache import IntermediatesCache
 from llmcompressor.pipelines.sequential import pipeline
-from transformers import AutoModelForCausalLM
 
 from remerge.engines.agreement import Values, check, read_reference
 from remerge.engines.calibrated import ALLOWED, CompressionOptions
 from remerge.engines.calibration import notes_of, samples
 from remerge.engines.calling import Teller, answer
+from remerge.engines.forecasting import Tokens, forecast, said
 from remerge.engines.loading import load, logits_of, write_beside
 from remerge.engines.survey_compression import IGNORED
 from remerge.errors import Unsupported
 from remerge.merging.budget import peak_memory
-
-# Samples of the two trials that a forecast is made from.
-_FEW, _MORE = 2, 10
 
 
 def work(request: Mapping[str, Any], tell: Teller) -> dict[str, Any]:
@@ -57,11 +53,17 @@ def work(request: Mapping[str, Any], tell: Teller) -> dict[str, Any]:
     text = model.config.get_text_config()
     longest = getattr(text, "max_position_embeddings", None)
     tokens = samples(options, request["files"].get("calibration"), source, longest)
-    tell.note(forecast(model.config, tokens, options))
+
+    def trial(small: Any, known: Tokens) -> float:
+        began = time.perf_counter()
+        quantise(small, known, options)
+        return time.perf_counter() - began
+
+    tell.note(forecast(model.config, tokens, trial))
     _report_batches(tell, total)
     started = time.perf_counter()
     quantise(model, tokens, options)
-    tell.note(f"Quantised in {_said(time.perf_counter() - started)}.")
+    tell.note(f"Quantised in {said(time.perf_counter() - started)}.")
     model.save_pretrained(target, save_compressed=True)
     del model
     write_beside(source, target, "quantization_config")
@@ -77,7 +79,7 @@ def work(request: Mapping[str, Any], tell: Teller) -> dict[str, Any]:
     }
 
 
-def quantise(model: Any, tokens: Sequence[Sequence[int]], options: CompressionOptions) -> None:
+def quantise(model: Any, tokens: Tokens, options: CompressionOptions) -> None:
     """Quantise a model in place, one layer after the other, each calibrated on what those before
     it, already quantised, give."""
     rows: Any = [
@@ -115,46 +117,6 @@ def quantise(model: Any, tokens: Sequence[Sequence[int]], options: CompressionOp
             f"llm-compressor cannot quantise this model: {str(error).splitlines()[0]}",
             hint="Write a checkpoint or a GGUF file instead.",
         ) from error
-
-
-def forecast(config: Any, tokens: Sequence[Sequence[int]], options: CompressionOptions) -> str:
-    """How long it will take, from doing it to one layer of random weights with few samples."""
-    layers = config.get_text_config().num_hidden_layers
-    few, more = tokens[:_FEW], tokens[:_MORE]
-    try:
-        # Whatever is done once (imports, caches) is none of a layer's work.
-        _trial(config, few, options)
-        shorter, longer = _trial(config, few, options), _trial(config, more, options)
-    except Unsupported as error:
-        return f"How long it will take cannot be told: {error.what}"
-    # A sample's share, as long as the samples are on average.
-    share = max(0.0, longer - shorter) / max(len(more) - len(few), 1)
-    share *= (sum(map(len, tokens)) / len(tokens)) / (sum(map(len, more)) / len(more))
-    seconds = layers * (longer + share * (len(tokens) - len(more)))
-    return (
-        f"Forecast, from one layer and {len(more)} samples on this machine: about "
-        f"{_said(seconds)} for {layers} layers and {len(tokens)} samples."
-    )
-
-
-def _trial(config: Any, tokens: Sequence[Sequence[int]], options: CompressionOptions) -> float:
-    small = copy.deepcopy(config)
-    text = small.get_text_config()
-    text.num_hidden_layers, text.pad_token_id = 1, None
-    text.vocab_size = min(text.vocab_size, 1024)
-    if getattr(text, "layer_types", None):
-        text.layer_types = text.layer_types[:1]
-    model = AutoModelForCausalLM.from_config(small, dtype=config.dtype)
-    known = [[token % text.vocab_size for token in row] for row in tokens]
-    started = time.perf_counter()
-    quantise(model, known, options)
-    return time.perf_counter() - started
-
-
-def _said(seconds: float) -> str:
-    if seconds < 90:
-        return f"{max(seconds, 1):.0f} seconds"
-    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
 
 
 def _report_batches(tell: Teller, total: int) -> None:

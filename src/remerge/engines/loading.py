@@ -17,7 +17,7 @@ from remerge.engines.agreement import Values
 from remerge.errors import Unsupported
 from remerge.outputs.spellings import both_spellings
 
-_WEIGHTS = (".safetensors", ".safetensors.index.json", "config.json")
+_WEIGHTS = (".safetensors", ".safetensors.index.json")
 
 
 def load(directory: Path, *, dtype: Any) -> Any:
@@ -65,7 +65,7 @@ def write_beside(source: Path, target: Path, *keys: str) -> None:
     (target / "config.json").write_text(text)
     for path in sorted(source.rglob("*")):
         name = path.relative_to(source).as_posix()
-        if path.is_file() and not name.endswith(_WEIGHTS):
+        if path.is_file() and name != "config.json" and not name.endswith(_WEIGHTS):
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target / name)
     for path in target.glob("*.safetensors"):
