@@ -14,8 +14,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 TO = (
     "safetensors: a checkpoint. gguf:TYPE: one quantised file for llama.cpp, e.g. gguf:Q4_K_M or "
-    "gguf:F16 (OUT is the file where it ends in .gguf, else a directory). onnx[:int4|int8|fp16]: a "
-    "directory for ONNX Runtime. gptq, awq: an int4 checkpoint for vLLM and others, calibrated."
+    "gguf:F16 (OUT is the file where it ends in .gguf, else a directory). onnx[:int4|int8|fp16] "
+    "and openvino[:fp32|int8|int4]: a directory for ONNX Runtime or OpenVINO. gptq, awq, gptqmodel: "
+    "an int4 checkpoint for vLLM and others, calibrated."
 )
 _OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option(
@@ -38,13 +39,13 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option(
         "--calibration",
         metavar="FILE",
-        help="With gptq and awq: samples to calibrate on, one a line: text, or JSON with text, "
+        help="With gptq, awq and gptqmodel: samples to calibrate on, one a line: text, or JSON with text, "
         "prompt or messages. Without it, generic ones.",
     ),
     click.option("--calibration-samples", type=int, metavar="N", help="How many; 128."),
     click.option("--calibration-length", type=int, metavar="N", help="Tokens of each; 512."),
     click.option(
-        "--group-size", type=int, metavar="N", help="With gptq and awq: columns of a scale; 128."
+        "--group-size", type=int, metavar="N", help="With these: columns of a scale; 128."
     ),
     click.option(
         "--prove",

@@ -11,9 +11,12 @@ from remerge.engines.calibrated import AWQ, GPTQ, GPTQMODEL_FORM
 from remerge.engines.form import Form
 from remerge.engines.gguf import GGUF
 from remerge.engines.onnx import ONNX
+from remerge.engines.openvino_form import OPENVINO_FORM
 from remerge.errors import UsageError
 
-FORMS: Mapping[str, Form] = {form.name: form for form in (GGUF, ONNX, GPTQ, AWQ, GPTQMODEL_FORM)}
+FORMS: Mapping[str, Form] = {
+    form.name: form for form in (GGUF, ONNX, GPTQ, AWQ, GPTQMODEL_FORM, OPENVINO_FORM)
+}
 # Every option that belongs to one of them.
 OPTIONS = frozenset(option for form in FORMS.values() for option in form.takes)
 
