@@ -4,7 +4,6 @@ configuration's spelling."""
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -20,18 +19,11 @@ from remerge.artefacts.making_by_engine import EngineResult
 from remerge.errors import IntegrityError, NotReproduced, Unsupported
 from tests import tiny
 from tests.engines import llama_models
+from tests.engines.places import needs, python_of
 
-ROOT = Path(__file__).resolve().parents[2]
-ENGINE = Path(
-    os.environ.get("REMERGE_TEST_ONNX", ROOT / ".engines/remerge/engines/onnxruntime-genai/bin")
-)
-PYTHON = ENGINE / "python" if ENGINE.is_dir() else ENGINE
+PYTHON = python_of("onnxruntime-genai")
 PYTHONS = {"onnxruntime-genai": str(PYTHON)}
-pytestmark = [
-    pytest.mark.engine,
-    pytest.mark.timeout(600),
-    pytest.mark.skipif(not PYTHON.exists(), reason="onnxruntime-genai is not installed"),
-]
+pytestmark = needs("onnxruntime-genai")
 
 EXAMPLES = llama_models.EXAMPLES
 TOKENS = [(911 * position + 7) % 500 for position in range(48)]

@@ -33,6 +33,7 @@ from remerge.artefacts.recording import adapter_records, file_record, input_name
 from remerge.engines.calling import Note, call
 from remerge.engines.environments import python_of
 from remerge.engines.forms import Asked
+from remerge.engines.machine import memory
 from remerge.errors import BadInput
 from remerge.merging.budget import DEFAULT, Resources, peak_memory
 from remerge.merging.plan import Plan, merge_key
@@ -273,7 +274,7 @@ def _check_memory(plan: Plan, asked: Asked) -> None:
     if asked.form.reads != "checkpoint":
         return
     needed = 4 * _weights(plan)
-    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    there = memory()
     if needed > there:
         raise BadInput(
             f"--to {asked.form.name} needs {needed / 1e9:.1f} GB of memory, and this machine has "

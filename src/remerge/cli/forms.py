@@ -15,8 +15,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 TO = (
     "safetensors: a checkpoint. gguf:TYPE: one quantised file for llama.cpp, e.g. gguf:Q4_K_M or "
     "gguf:F16 (OUT is the file where it ends in .gguf, else a directory). onnx[:int4|int8|fp16] "
-    "and openvino[:fp32|int8|int4]: a directory for ONNX Runtime or OpenVINO. gptq, awq, gptqmodel: "
-    "an int4 checkpoint for vLLM and others, calibrated."
+    "and openvino[:fp32|int8|int4]: a directory for ONNX Runtime or OpenVINO. gptq, awq and "
+    "gptqmodel: an int4 checkpoint for vLLM and others, calibrated."
 )
 _OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option(
@@ -39,8 +39,8 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option(
         "--calibration",
         metavar="FILE",
-        help="With gptq, awq and gptqmodel: samples to calibrate on, one a line: text, or JSON with text, "
-        "prompt or messages. Without it, generic ones.",
+        help="With gptq, awq and gptqmodel: samples to calibrate on, one a line: text, or JSON "
+        "with text, prompt or messages. Without it, generic ones.",
     ),
     click.option("--calibration-samples", type=int, metavar="N", help="How many; 128."),
     click.option("--calibration-length", type=int, metavar="N", help="Tokens of each; 512."),

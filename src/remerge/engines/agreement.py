@@ -60,7 +60,7 @@ def agreement(expected: Values, found: Values) -> Agreement:
     return Agreement(
         positions=len(expected),
         largest=float(np.abs(difference).max()),
-        relative=float(np.linalg.norm(difference)) / size if size else float(size != 0.0),
+        relative=_ratio(float(np.linalg.norm(difference)), size),
         divergence=max(0.0, float((np.exp(ours) * (ours - theirs)).sum(-1).mean())),
         same_first=float((expected.argmax(-1) == found.argmax(-1)).mean()),
     )
@@ -94,6 +94,11 @@ def read_reference(path: str | Path) -> Mapping[str, Values]:
 def _log_softmax(values: Values) -> Values:
     shifted = values - values.max(-1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+
+
+def _ratio(difference: float, size: float) -> float:
+    """Logits that are all equal have no size: then any difference is too large."""
+    return difference / size if size else (0.0 if difference == 0.0 else float("inf"))
 
 
 def _rounded(value: float) -> float:
