@@ -14,6 +14,7 @@ from remerge.artefacts.conflicting import Conflicts, find_conflicts
 from remerge.artefacts.digests import file_digest
 from remerge.artefacts.extraction_manifest import ExtractionOptions
 from remerge.artefacts.making import MergeResult, Report, make
+from remerge.engines.calling import Note
 from remerge.engines.forms import OPTIONS, Asked, read_form
 from remerge.errors import UsageError
 from remerge.merging.budget import DEFAULT, SMALLEST, Resources
@@ -42,6 +43,10 @@ def _silent(done: int, total: int, tensor: str) -> None:
     pass
 
 
+def _unheard(text: str) -> None:
+    pass
+
+
 class PlanOptions(TypedDict, total=False):
     """What decides a merge besides its inputs.
 
@@ -54,11 +59,13 @@ class PlanOptions(TypedDict, total=False):
     ``expert_packing``: auto, rank-major or expert-major. ``max_shard_size`` in bytes or as ``5GB``;
     ``tokenizer``: auto, base, adapter, or one of several by name; ``copy_code``: carry the base's
     .py files. ``to``: safetensors, a scheme (fp8, fp8-block, w8a8, nvfp4), adapter for `combine`,
-    or ``gguf:Q4_K_M`` and the like for `export`. A scheme quantises linear layers, but for
-    ``ignore`` (names of modules, or ``re:`` and an expression), and experts that transformers
-    cannot read only with ``quantize_experts``. ``tensor_type`` (``PATTERN=TYPE``), ``via``
-    (bfloat16: quantise what a checkpoint of that dtype holds), ``imatrix`` (a file) and
-    ``allow_token_differences`` belong to gguf. ``max_memory`` changes no byte;
+    or for `export` what an engine writes (``gguf:Q4_K_M``, ``onnx:int4``, ``gptq``). A scheme
+    quantises linear layers, but for ``ignore`` (names of modules, or ``re:`` and an expression),
+    and experts that transformers cannot read only with ``quantize_experts``. GGUF takes
+    ``tensor_type`` (``PATTERN=TYPE``), ``via`` (bfloat16: quantise what a checkpoint of that dtype
+    holds), ``imatrix`` (a file) and ``allow_token_differences``; what is calibrated takes
+    ``calibration`` (a file of samples), ``calibration_samples`` and ``calibration_length`` (how
+    many, and of how many tokens) and ``group_size``. ``max_memory`` changes no byte;
     ``progress`` allows the Hub's download bars, which appear on a terminal only.
     """
 
@@ -82,6 +89,10 @@ class PlanOptions(TypedDict, total=False):
     allow_token_differences: bool
     ignore: Sequence[str]
     quantize_experts: bool
+    calibration: Source | None
+    calibration_samples: int | None
+    calibration_length: int | None
+    group_size: int | None
     max_memory: int | str
     progress: bool
 
@@ -251,9 +262,11 @@ def export(
     *,
     adapters: Source | Sequence[Source] = (),
     overwrite: bool = False,
+    prove: bool = False,
     threads: int | None = None,
     engine_python: Mapping[str, str] | None = None,
     report: Report = _silent,
+    note: Note = _unheard,
     **options: Unpack[PlanOptions],
 ) -> EngineResult | MergeResult:
     """Write a checkpoint, or base and adapters, in the form ``to`` says, in one pass.
@@ -261,7 +274,9 @@ def export(
     ``source`` is a checkpoint, merged before or not; with ``adapters`` these are merged into it
     on the way. Options are those of `merge`. What an engine writes (``gguf:Q4_K_M``) is done in
     its environment (``remerge engines install llama.cpp``), or by the interpreter that
-    ``engine_python`` names for it; anything else is a checkpoint again.
+    ``engine_python`` names for it; anything else is a checkpoint again. ``prove`` has the engine
+    write twice, and records whether both are the same. ``note`` is told what is
+    worth knowing before it ends, such as a forecast.
     """
     started = time.time()
     named = [adapters] if isinstance(adapters, str | Path) else list(adapters)
@@ -271,6 +286,8 @@ def export(
     if planned.plan.recipe.format == "adapter":
         raise UsageError("An adapter comes of several.", hint="Call remerge.combine.")
     if planned.asked is None:
+        if prove:
+            raise UsageError("prove is for what engines write; verify derives a checkpoint again.")
         return _make(
             planned,
             output,
@@ -293,7 +310,9 @@ def export(
         pythons=engine_python or {},
         started=started,
         overwrite=overwrite,
+        prove=prove,
         report=report,
+        note=note,
     )
 
 

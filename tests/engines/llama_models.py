@@ -70,9 +70,9 @@ def train_sentencepiece(python: Path, target: Path) -> None:
     prefix.with_suffix(".vocab").unlink()
 
 
-def write(name: str, place: Path, python: Path) -> tuple[Path, Path]:
+def write(name: str, place: Path, python: Path | None) -> tuple[Path, Path]:
     """The base (float32, in ``place/base``) and a LoRA on its linear layers; ``python`` has
-    sentencepiece."""
+    sentencepiece, and without one every model gets the examples' tokenizer."""
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(len(name))
@@ -82,7 +82,7 @@ def write(name: str, place: Path, python: Path) -> tuple[Path, Path]:
     model.save_pretrained(base)
     for file in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
         shutil.copy(EXAMPLES / "base" / file, base / file)
-    if name in _SENTENCEPIECE:
+    if name in _SENTENCEPIECE and python is not None:
         train_sentencepiece(python, base / "tokenizer.model")
         (base / "tokenizer.json").unlink()
     attention = ["qkv_proj", "o_proj"] if name == "phi3-fused" else ["q_proj", "v_proj", "o_proj"]

@@ -46,7 +46,8 @@ class EngineManifest(BaseModel):
     ``reproducible``: ``same-stack`` where the same engine gives the same bytes, ``not proven``
     where nobody saw it do so. ``files`` are inputs besides base and adapters, by option.
     ``weight_error`` is the root mean square of what quantised weights miss, over that of the
-    weights, on a sample of every tensor.
+    weights, on a sample of every tensor; ``measured`` is how far the output is from the merge,
+    where the engine's own logits were taken.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -65,6 +66,7 @@ class EngineManifest(BaseModel):
     tensors: tuple[TensorRecord, ...] = ()
     bits_per_weight: float
     weight_error: float | None = None
+    measured: dict[str, float] = {}
     notes: tuple[str, ...]
     versions: dict[str, str]
 

@@ -12,6 +12,7 @@ from remerge.cli.forms import (
     form_options,
     is_engine_made,
     refuse_checkpoints_own,
+    refuse_prove,
     write_by_engine,
 )
 from remerge.cli.options import json_output, max_memory, pythons, quiet, threads, verbose
@@ -38,6 +39,7 @@ def command(
     source: str,
     output: str,
     engine_python: tuple[str, ...],
+    prove: bool,
     threads: int | None,
     max_memory: str,
     as_json: bool,
@@ -57,9 +59,15 @@ def command(
 
     own = pythons(engine_python)
     given = {name for name in click.get_current_context().params if _is_given(name)}
+    refuse_prove(options, prove=prove)
     if is_engine_made(options):
         refuse_checkpoints_own(options["to"], given)
-        resources = {"threads": threads, "engine_python": own, "progress": not (quiet or as_json)}
+        resources = {
+            "threads": threads,
+            "prove": prove,
+            "engine_python": own,
+            "progress": not (quiet or as_json),
+        }
         asked = {**options, **resources}
         write_by_engine(source, (), output, (), (), asked, as_json=as_json, quiet=quiet)
         return

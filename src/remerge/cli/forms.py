@@ -16,7 +16,9 @@ TO = (
     "safetensors: a checkpoint. fp8, fp8-block, w8a8, nvfp4: the checkpoint with its linear layers "
     "quantised as compressed-tensors does, for vLLM and transformers (docs/quantised.md). "
     "gguf:TYPE: one quantised file for llama.cpp, e.g. gguf:Q4_K_M or gguf:F16 (OUT is the file "
-    "where it ends in .gguf, else a directory)."
+    "where it ends in .gguf, else a directory). gptq, awq and gptqmodel: an int4 checkpoint for "
+    "vLLM and others, calibrated. onnx[:int4|int8|fp16] and openvino[:fp32|int8|int4]: a directory "
+    "for ONNX Runtime or OpenVINO."
 )
 _OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option(
@@ -55,6 +57,22 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
         help="With gguf: write the file though llama.cpp cuts test texts otherwise than the "
         "checkpoint's tokenizer.",
     ),
+    click.option(
+        "--calibration",
+        metavar="FILE",
+        help="With gptq, awq and gptqmodel: samples to calibrate on, one a line: text, or JSON "
+        "with text, prompt or messages. Without it, generic ones.",
+    ),
+    click.option("--calibration-samples", type=int, metavar="N", help="How many; 128."),
+    click.option("--calibration-length", type=int, metavar="N", help="Tokens of each; 512."),
+    click.option(
+        "--group-size", type=int, metavar="N", help="With these: columns of a scale; 128."
+    ),
+    click.option(
+        "--prove",
+        is_flag=True,
+        help="Have the engine write twice, and record whether both are the same.",
+    ),
     engine_python,
 )
 # What an engine does not ask for.
@@ -83,6 +101,12 @@ def refuse_checkpoints_own(to: str, given: Collection[str]) -> None:
             raise click.UsageError(f"--{option.replace('_', '-')} means nothing with --to {name}.")
 
 
+def refuse_prove(options: Mapping[str, Any], *, prove: bool) -> None:
+    """Raise `click.UsageError` where there is no engine that could write twice."""
+    if prove and not is_engine_made(options):
+        raise click.UsageError("--prove is for what engines write; remerge verify derives again.")
+
+
 def write_by_engine(
     source: str | None,
     adapters: Sequence[str],
@@ -100,7 +124,14 @@ def write_by_engine(
     from remerge.cli.engine_report import engine_document, print_engine_made
 
     with progress("writing", quiet=quiet or as_json) as report:
-        result = remerge.export(source, output, adapters=adapters, report=report, **options)
+        result = remerge.export(
+            source,
+            output,
+            adapters=adapters,
+            report=report,
+            note=lambda text: None if quiet or as_json else print_notes((text,)),
+            **options,
+        )
     assert isinstance(result, EngineResult)
     if as_json:
         print_json(engine_document(result, labels, notes))

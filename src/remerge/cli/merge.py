@@ -13,6 +13,7 @@ from remerge.cli.forms import (
     form_options,
     is_engine_made,
     refuse_checkpoints_own,
+    refuse_prove,
     write_by_engine,
 )
 from remerge.cli.methods import MethodCommand, given_parameters, method_options, numbers
@@ -140,6 +141,7 @@ def command(
     output: str | None,
     recipe: str | None,
     engine_python: tuple[str, ...],
+    prove: bool,
     retention: Literal["sample", "full"],
     overwrite: bool,
     dry_run: bool,
@@ -190,12 +192,14 @@ def command(
         )
         return
     own = pythons(engine_python)
+    refuse_prove(asked.options, prove=prove)
     if is_engine_made(asked.options):
         given = {name for name in click.get_current_context().params if _is_given(name)}
         refuse_checkpoints_own(asked.options["to"], given)
         if not dry_run:
             assert asked.output is not None
-            options = {**asked.options, "overwrite": overwrite, "threads": threads}
+            running = {"overwrite": overwrite, "prove": prove, "threads": threads}
+            options = {**asked.options, **running}
             write_by_engine(
                 asked.base,
                 asked.adapters,

@@ -1,7 +1,7 @@
 """Work done in an engine's environment: a request in, lines of JSON out.
 
 `call` is the caller's side, `answer` the engine's. A line is ``{"done", "total", "tensor"}``,
-``{"result"}`` or ``{"error"}``; what libraries print goes to standard error.
+``{"note"}``, ``{"result"}`` or ``{"error"}``; what libraries print goes to standard error.
 """
 
 from __future__ import annotations
@@ -22,9 +22,26 @@ from typing import Any, cast
 from remerge import errors
 from remerge.errors import BadInput, RemergeError, TryAgain
 
-_PR_SET_PDEATHSIG = 1
 Report = Callable[[int, int, str], None]
-Work = Callable[[Mapping[str, Any], Report], Mapping[str, Any]]
+Note = Callable[[str], None]
+_SET_DEATH_SIGNAL = 1
+
+
+class Teller:
+    """What work tells while it goes on: how far it is, and (`note`) what the user should know
+    before it ends."""
+
+    def __init__(self, say: Callable[[Mapping[str, Any]], None]) -> None:
+        self._say = say
+
+    def __call__(self, done: int, total: int, tensor: str) -> None:
+        self._say({"done": done, "total": total, "tensor": tensor})
+
+    def note(self, text: str) -> None:
+        self._say({"note": text})
+
+
+Work = Callable[[Mapping[str, Any], Teller], Mapping[str, Any]]
 
 _LACKING = re.compile(r"ModuleNotFoundError: No module named '([^']*)'")
 _KINDS = {
@@ -34,9 +51,20 @@ _KINDS = {
 }
 
 
-def call(python: Path, module: str, request: Mapping[str, Any], report: Report) -> dict[str, Any]:
+def call(
+    python: Path,
+    module: str,
+    request: Mapping[str, Any],
+    report: Report,
+    *,
+    note: Note = lambda text: None,
+    place: Path | None = None,
+) -> dict[str, Any]:
     """Run ``module`` in an engine's environment and give its result; raises what it raised, and
-    `BadInput` where the environment lacks a package."""
+    `BadInput` where the environment lacks a package.
+
+    It runs in the directory ``place``, for engines that write where they stand.
+    """
     with (
         _surroundings() as variables,
         tempfile.TemporaryFile("w+", errors="replace") as said,
@@ -48,6 +76,7 @@ def call(python: Path, module: str, request: Mapping[str, Any], report: Report) 
             stderr=said,
             text=True,
             env=variables,
+            cwd=place,
         ) as process,
     ):
         assert process.stdin is not None and process.stdout is not None
@@ -64,6 +93,9 @@ def call(python: Path, module: str, request: Mapping[str, Any], report: Report) 
                     return message["result"]
                 if "error" in message:
                     raise _error(message["error"])
+                if "note" in message:
+                    note(message["note"])
+                    continue
                 report(message["done"], message["total"], message["tensor"])
         except BaseException:
             process.terminate()
@@ -113,7 +145,7 @@ def answer(work: Work) -> None:
 
     try:
         request: Mapping[str, Any] = json.load(sys.stdin)
-        result = work(request, lambda d, t, n: say({"done": d, "total": t, "tensor": n}))
+        result = work(request, Teller(say))
         say({"result": dict(result)})
     except RemergeError as error:
         kind = type(error).__name__
@@ -124,9 +156,12 @@ def answer(work: Work) -> None:
 
 
 def _end_with_caller() -> None:
-    """Where Linux can: end when the caller is killed, rather than work on for nobody."""
-    with suppress(AttributeError, OSError):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    """Have Linux end this process with the one that called it: what it writes would be nobody's."""
+    if sys.platform == "linux":
+        caller = os.getppid()
+        ctypes.CDLL(None).prctl(_SET_DEATH_SIGNAL, signal.SIGKILL)
+        if os.getppid() != caller:
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _message(line: str) -> dict[str, Any] | None:

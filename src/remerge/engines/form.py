@@ -21,7 +21,8 @@ class Form:
 
     With ``reads`` the ``merge`` the engine's process opens the merge and computes tensors as it
     needs them; an engine that must have the model in memory reads a ``checkpoint``, which is
-    written for it and deleted. Output with a ``suffix`` is one file, named by ``file_name``.
+    written for it and deleted, after ``survey`` (a module that hears of configuration and options)
+    had a chance to refuse. Output with a ``suffix`` is one file, named by ``file_name``.
     ``bytes_per_weight`` serves to look for free space. ``rederivable``: the same inputs give the
     same bytes again.
     """
@@ -36,6 +37,7 @@ class Form:
     title: Callable[[Mapping[str, Any]], str] = lambda options: ""
     bytes_per_weight: Callable[[Mapping[str, Any]], float] = lambda options: 2.0
     reads: Literal["merge", "checkpoint"] = "merge"
+    survey: str | None = None
     suffix: str | None = None
     rederivable: bool = True
 

@@ -7,12 +7,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from remerge.engines.calibrated import AWQ, GPTQ, GPTQMODEL_FORM
 from remerge.engines.form import Form
 from remerge.engines.gguf import GGUF
+from remerge.engines.onnx import ONNX
+from remerge.engines.openvino_form import OPENVINO_FORM
 from remerge.errors import UsageError
 from remerge.merging.recipe import PLAIN_FORMS
 
-FORMS: Mapping[str, Form] = {form.name: form for form in (GGUF,)}
+FORMS: Mapping[str, Form] = {
+    form.name: form for form in (GGUF, ONNX, GPTQ, AWQ, GPTQMODEL_FORM, OPENVINO_FORM)
+}
 # Every option that belongs to one of them.
 OPTIONS = frozenset(option for form in FORMS.values() for option in form.takes)
 

@@ -94,7 +94,7 @@ def carried_tokenizer(
 
 def tokenizer_files(checkpoint: Checkpoint) -> tuple[str, ...]:
     """The side files of a checkpoint that are its tokenizer's, chat templates included."""
-    return tuple(name for name in checkpoint.side_files if _is_tokenizer(name))
+    return tuple(name for name in checkpoint.side_files if is_tokenizer_file(name))
 
 
 def _brought(adapters: Sequence[Adapter], labels: Sequence[str], recipe: Recipe) -> dict[str, Path]:
@@ -131,7 +131,7 @@ def _tokenizer_of(adapter: Adapter) -> dict[str, Path]:
     return {
         path.relative_to(adapter.path).as_posix(): path
         for path in sorted(adapter.path.rglob("*"))
-        if path.is_file() and _is_tokenizer(path.relative_to(adapter.path).as_posix())
+        if path.is_file() and is_tokenizer_file(path.relative_to(adapter.path).as_posix())
     }
 
 
@@ -159,7 +159,7 @@ def _take_tokenizer(
     notes: list[str] = []
     if _is_complete(brought):
         keeps_template = not _has_template(brought)
-        for name in [n for n in files if _is_tokenizer(n)]:
+        for name in [n for n in files if is_tokenizer_file(n)]:
             if not (keeps_template and name in _TEMPLATES):
                 del files[name]
         notes.append("The tokenizer is the adapter's (--tokenizer base takes the base's).")
@@ -171,7 +171,8 @@ def _take_tokenizer(
     return notes
 
 
-def _is_tokenizer(name: str) -> bool:
+def is_tokenizer_file(name: str) -> bool:
+    """Whether a side file is a tokenizer's, chat templates included."""
     return name in _TOKENIZER or name.startswith(_TEMPLATE_FOLDER)
 
 

@@ -171,6 +171,15 @@ def cannot_write(path: Path, error: OSError) -> TryAgain | BadInput:
     return TryAgain(f"Writing {path} failed: {error.strerror}.")
 
 
+def sync_file(path: Path) -> None:
+    """Make a file that another program wrote durable."""
+    try:
+        with path.open("rb") as stream:
+            os.fsync(stream.fileno())
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
 def sync_directory(path: Path) -> None:
     """Make renames inside a directory durable."""
     try:

@@ -33,9 +33,9 @@ def verify_engine_made(
 ) -> VerifyReport:
     """Derive the file again, from inputs that were found to be those of its manifest.
 
-    Nothing of it is kept: it is quantised into the void. What an engine may write differently each
-    time is compared with its manifest alone, and the report says so. Raises `UsageError` where the
-    engine's environment is missing.
+    Nothing of it is kept: one file is quantised into the void, several are written to a temporary
+    directory. What an engine may write differently each time is compared with its manifest alone,
+    and the report says so. Raises `UsageError` where the engine's environment is missing.
     """
     folder = output if output.is_dir() else output.parent
     form = FORMS.get(manifest.recipe.format)
@@ -60,17 +60,17 @@ def verify_engine_made(
             f"{output} was made with another {manifest.engine}: {manifest.versions}.",
             why="It may give other bytes.",
         )
-    record = _weights(output, manifest, form.suffix)
+    key = manifest.merge_key
+    work = Work(inputs, plan, asked, manifest.origin, key, threads, pythons, report)
     with tempfile.TemporaryDirectory(prefix="remerge-verify-") as place:
-        key = manifest.merge_key
-        work = Work(inputs, plan, asked, manifest.origin, key, threads, pythons, report)
-        told = work.run(Path(place), None)
-    for beside in manifest.outputs:
-        if beside is not record and file_digest(folder / beside.name) != beside.sha256:
-            raise failure(folder / beside.name, "", as_recorded=False)
-    as_recorded = file_digest(folder / record.name) == record.sha256
-    if told["sha256"] != record.sha256 or not as_recorded:
-        raise failure(folder / record.name, "", as_recorded)
+        name = None if form.suffix is None else _weights(output, manifest, form.suffix).name
+        found = work.again(Path(place), name)
+    for record in manifest.outputs:
+        as_recorded = file_digest(folder / record.name) == record.sha256
+        # What lies beside one file is not written again.
+        derived = found.get(record.name, record.sha256 if form.suffix is not None else None)
+        if derived != record.sha256 or not as_recorded:
+            raise failure(folder / record.name, "", as_recorded)
     return checked
 
 

@@ -28,10 +28,12 @@ _TEXTS = (
     "to",
     "via",
     "imatrix",
+    "calibration",
 )
 _LISTS = ("prefer", "keep_float32", "tensor_type", "ignore")
 _FLAGS = ("copy_code", "allow_token_differences", "quantize_experts")
-_OTHERS = ("weights", "max_shard_size")
+_NUMBERS = ("calibration_samples", "calibration_length", "group_size")
+_OTHERS = ("weights", "max_shard_size", *_NUMBERS)
 _INPUTS = ("base", "adapters", "output", "parameters")
 KEYS = frozenset({*_TEXTS, *_LISTS, *_FLAGS, *_OTHERS, *_INPUTS, *ALL_PARAMETERS})
 
@@ -46,6 +48,7 @@ _RESOURCES = frozenset(
         "dry_run",
         "json",
         "engine_python",
+        "prove",
     }
 )
 
@@ -60,8 +63,9 @@ def _read(fields: Fields) -> RecipeFile:
     options: dict[str, Any] = {key: fields.text(key) for key in _TEXTS if key in fields.values}
     options |= {key: fields.texts(key) for key in _LISTS if key in fields.values}
     options |= {key: fields.flag(key) for key in _FLAGS if key in fields.values}
-    if "max_shard_size" in fields.values:
-        options["max_shard_size"] = fields.values["max_shard_size"]
+    options |= {
+        key: fields.values[key] for key in ("max_shard_size", *_NUMBERS) if key in fields.values
+    }
     if "base_precision" in options:
         kind, separator, named = options["base_precision"].partition("=")
         options["base_precision"] = kind + separator + (fields.place(named) if named else "")
