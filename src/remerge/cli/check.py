@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import click
 
-from remerge.cli.check_report import print_report
 from remerge.cli.options import engine_python, json_output, pythons, quiet, threads, verbose
 from remerge.cli.output import counter, print_json
 
@@ -69,6 +68,7 @@ def command(
     hold the format's limits. Exit code 5: they do not.
     """
     import remerge
+    from remerge.cli.check_report import print_report
     from remerge.validation.check import document
 
     report = remerge.check(

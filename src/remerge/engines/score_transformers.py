@@ -23,6 +23,7 @@ from remerge.merging.budget import DEFAULT, peak_memory
 from remerge.merging.plan import Plan
 from remerge.merging.recipe import Recipe
 from remerge.outputs.planning import make_plan, open_inputs
+from remerge.sources.documents import as_object
 
 # Quantisers scale blocks of this many weights of a row, or more.
 _BLOCK = 32
@@ -113,7 +114,7 @@ def _stored(place: Path) -> Any:
         model, found = kind.from_pretrained(
             str(directory),
             config=config,
-            dtype=torch.float32,
+            dtype=_arithmetic(config),
             local_files_only=True,
             output_loading_info=True,
             **form,
@@ -128,6 +129,15 @@ def _stored(place: Path) -> Any:
     if missing:
         raise BadInput(f"{place} lacks {len(missing)} tensors, first {missing[0]}.")
     return _checked(model)
+
+
+def _arithmetic(config: Any) -> torch.dtype:
+    """float32, but for packed 4-bit floats: compressed-tensors decodes these to the checkpoint's
+    own dtype, whatever the rest is loaded in."""
+    stated = as_object(getattr(config, "quantization_config", None)) or {}
+    if "nvfp4" in str(stated.get("format", "")):
+        return getattr(config, "dtype", None) or torch.bfloat16
+    return torch.float32
 
 
 def _checked(model: Any) -> Any:
