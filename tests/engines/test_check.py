@@ -35,19 +35,21 @@ for tensor in gguf.GGUFReader(sys.argv[1], "r+").tensors:
 
 
 def make(out: Path, to: str, base: Path = BASE, adapter: Path = ADAPTER, **options: object) -> Path:
-    result = remerge.merge_gguf(
+    remerge.export(
         base,
-        adapter,
         out,
+        adapters=adapter,
         to=to,
         engine_python=PYTHONS,
         **options,  # type: ignore[arg-type]
     )
-    return out / result.manifest.outputs[0].name
+    return next(out.glob("*.gguf"))
 
 
 def check(out: Path, engine: str = "llama.cpp", **options: object) -> CheckReport:
     settings: dict[str, object] = {"answers": 1, "engine_python": PYTHONS, **options}
+    if settings.pop("examples", False):
+        settings |= {"base": BASE, "adapter": ADAPTER}
     return remerge.check(out, engine, **settings)  # type: ignore[arg-type]
 
 
@@ -99,13 +101,13 @@ def test_permuted_queries_and_keys_fail(made: Path, tmp_path: Path, kind: str):
     before = file.read_bytes()
     subprocess.run([ENGINE, "-c", _PERMUTE, file], check=True)
     assert file.read_bytes() != before
-    assert "KL divergence" in failing(check(out))
+    assert "KL divergence" in failing(check(out, examples=True))
 
 
 def test_the_base_in_its_place_fails(made: Path, tmp_path: Path):
     out, file = copied(made, "Q4_K_M", tmp_path)
     shutil.move(make(tmp_path / "none", "gguf:Q4_K_M", weights=[1e-9]), file)
-    report = check(out)
+    report = check(out, examples=True)
     assert "adapter's share" in failing(report)
     # By its divergence it is hardly to be told: the adapter changes less than four bits do.
     assert report.share is not None and report.share.value == pytest.approx(0, abs=0.2)
@@ -118,14 +120,14 @@ def test_another_tokenizer_and_a_bos_left_out_fail(made: Path, tmp_path: Path):
     place = content.index(key) + len(key) + 4
     content[place] = 0
     file.write_bytes(content)
-    assert failing(check(out)) == {"tokenisation"}
+    assert failing(check(out, examples=True)) == {"tokenisation"}
     content[place] = 1
     # Two words of the vocabulary change places: "a" and "e", each after its length.
     first = content.index((1).to_bytes(8, "little") + b"a" + (1).to_bytes(8, "little")) + 8
     second = content.index((1).to_bytes(8, "little") + b"e" + (1).to_bytes(8, "little")) + 8
     content[first], content[second] = content[second], content[first]
     file.write_bytes(content)
-    assert "tokenisation" in failing(check(out))
+    assert "tokenisation" in failing(check(out, examples=True))
 
 
 def test_a_file_without_a_manifest(made: Path, tmp_path: Path):
@@ -142,5 +144,5 @@ def test_a_file_without_a_manifest(made: Path, tmp_path: Path):
 
 
 def test_a_second_reader_of_the_same_file(made: Path):
-    report = check(made / "Q4_K_M", engine="transformers")
+    report = check(made / "Q4_K_M", engine="transformers", examples=True)
     assert (failing(report), report.word) == (set(), "scored")

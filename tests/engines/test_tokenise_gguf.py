@@ -42,14 +42,14 @@ def tokenise(file: Path, texts: tuple[str, ...] = TEXTS) -> dict[str, object]:
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("gguf") / "out"
-    result = remerge.merge_gguf(
+    remerge.export(
         EXAMPLES / "base",
-        EXAMPLES / "adapters" / "sort",
         out,
+        adapters=EXAMPLES / "adapters" / "sort",
         to="gguf:Q8_0",
         engine_python={"llama.cpp": str(ENGINE)},
     )
-    return out / result.manifest.outputs[0].name
+    return next(out.glob("*.gguf"))
 
 
 @pytest.mark.engine

@@ -12,7 +12,7 @@ from remerge.validation.artefact import find_artefact
 
 
 def test_gguf_files_and_their_manifests(tmp_path: Path):
-    manifest = {"format": "x", "recipe": {"gguf": {"file_type": "Q4_K_M"}}}
+    manifest = {"format": "x", "recipe": {"form": {"file_type": "Q4_K_M"}}}
     (tmp_path / "a.gguf").write_bytes(b"GGUF")
     found = find_artefact(tmp_path / "a.gguf")
     assert (found.kind, found.manifest, found.format) == ("gguf", None, None)
