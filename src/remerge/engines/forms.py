@@ -37,7 +37,13 @@ def read_form(to: str, given: Mapping[str, Any], digest: Callable[[Path], str]) 
     ``digest`` gives a file's SHA-256. Raises `UsageError` for options of another form, and for
     files that cannot be read.
     """
-    given = {name: value for name, value in given.items() if value not in (None, (), [], False)}
+    # An option that was not given is None, an empty list or False; zero was given.
+    absent = (None, False)
+    given = {
+        name: value
+        for name, value in given.items()
+        if not any(value is nothing for nothing in absent) and value not in ((), [])
+    }
     name, _, variant = to.partition(":")
     form = FORMS.get(name)
     if form is None and to not in PLAIN_FORMS:

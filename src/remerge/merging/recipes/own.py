@@ -49,6 +49,7 @@ _RESOURCES = frozenset(
         "json",
         "engine_python",
         "prove",
+        "prove",
     }
 )
 
