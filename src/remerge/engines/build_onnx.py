@@ -24,6 +24,7 @@ from onnxruntime_genai.models import builder
 
 from remerge.engines.agreement import check, read_reference
 from remerge.engines.calling import Teller, answer
+from remerge.engines.loading import told
 from remerge.engines.onnx import ALLOWED, OnnxOptions
 from remerge.errors import NotReproduced, Unsupported
 from remerge.merging.budget import peak_memory
@@ -68,9 +69,8 @@ def build(source: Path, target: Path, precision: str) -> None:
         except OSError:
             raise
         except Exception as error:  # whatever a builder of many models may raise
-            said = str(error).replace(f"{source}/", "").strip().removesuffix(".")
             raise Unsupported(
-                f"onnxruntime-genai's builder refuses this model: {said}.",
+                f"onnxruntime-genai's builder refuses this model: {told(error, source)}.",
                 hint="Write a checkpoint or a GGUF file instead.",
             ) from error
 
@@ -84,7 +84,7 @@ def logits(target: Path, tokens: np.ndarray) -> np.ndarray:
         return np.array(generator.get_output("logits")[0], np.float32)
     except Exception as error:  # onnxruntime's own errors, which share no class
         raise NotReproduced(
-            f"onnxruntime-genai cannot run what its builder wrote: {str(error).splitlines()[0]}",
+            f"onnxruntime-genai cannot run what its builder wrote: {told(error, target)}.",
             hint="Write a checkpoint or a GGUF file instead.",
         ) from error
 

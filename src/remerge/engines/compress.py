@@ -33,7 +33,7 @@ from remerge.engines.calibrated import ALLOWED, CompressionOptions
 from remerge.engines.calibration import notes_of, samples
 from remerge.engines.calling import Teller, answer
 from remerge.engines.forecasting import Tokens, forecast, said
-from remerge.engines.loading import load, logits_of, write_beside
+from remerge.engines.loading import load, logits_of, told, write_beside
 from remerge.engines.survey_compression import IGNORED
 from remerge.errors import Unsupported
 from remerge.merging.budget import peak_memory
@@ -114,7 +114,7 @@ def quantise(model: Any, tokens: Tokens, options: CompressionOptions) -> None:
         raise
     except Exception as error:  # whatever tracing a model of any kind may raise
         raise Unsupported(
-            f"llm-compressor cannot quantise this model: {str(error).splitlines()[0]}",
+            f"llm-compressor cannot quantise this model: {told(error)}.",
             hint="Write a checkpoint or a GGUF file instead.",
         ) from error
 
@@ -123,7 +123,7 @@ def _report_batches(tell: Teller, total: int) -> None:
     """Have each batch that passes a layer told, as a share of the bytes."""
     batches = pipeline._get_batches
 
-    def told(cache: Any, count: int, names: Any, what: str, *rest: Any) -> Any:
+    def passing_told(cache: Any, count: int, names: Any, what: str, *rest: Any) -> Any:
         # (3/33): Calibrating, and then Propagating: the two passes of a layer.
         part, _, passing = what.partition(": ")
         number, _, of = part.strip("()").partition("/")
@@ -133,7 +133,7 @@ def _report_batches(tell: Teller, total: int) -> None:
             tell(int(total * share), total, f"layer {number} of {of}")
             yield found
 
-    pipeline._get_batches = told
+    pipeline._get_batches = passing_told
 
 
 def _again(target: Path, tokens: Values) -> Values:

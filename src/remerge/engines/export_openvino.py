@@ -25,7 +25,7 @@ from optimum.intel.openvino.configuration import OVConfig
 
 from remerge.engines.agreement import check, read_reference
 from remerge.engines.calling import Teller, answer
-from remerge.engines.loading import write_beside
+from remerge.engines.loading import told, write_beside
 from remerge.engines.openvino_form import ALLOWED, OpenvinoOptions
 from remerge.errors import NotReproduced, Unsupported
 from remerge.merging.budget import peak_memory
@@ -87,9 +87,8 @@ def export(source: Path, target: Path, precision: str) -> None:
     except OSError:
         raise
     except Exception as error:  # whatever an exporter of many models may raise
-        said = str(error).replace(f"{source}/", "").strip().splitlines()[0]
         raise Unsupported(
-            f"optimum-intel cannot export this model: {said}",
+            f"optimum-intel cannot export this model: {told(error, source)}.",
             hint="Write a checkpoint or a GGUF file instead.",
         ) from error
 
@@ -112,7 +111,7 @@ def logits(target: Path, tokens: np.ndarray) -> np.ndarray:
         return np.array(asked.get_tensor("logits").data[0], np.float32)
     except (RuntimeError, KeyError) as error:
         raise NotReproduced(
-            f"OpenVINO cannot run what was exported: {str(error).splitlines()[0]}",
+            f"OpenVINO cannot run what was exported: {told(error, target)}.",
             hint="Write a checkpoint or a GGUF file instead.",
         ) from error
 

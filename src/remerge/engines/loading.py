@@ -17,7 +17,17 @@ from remerge.engines.agreement import Values
 from remerge.errors import Unsupported
 from remerge.outputs.spellings import both_spellings
 
+_LONGEST = 300
 _WEIGHTS = (".safetensors", ".safetensors.index.json")
+
+
+def told(error: BaseException, directory: Path | None = None) -> str:
+    """What a library says of its failure, short, in one line, without the folder that is there for
+    its sake."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    if directory is not None:
+        text = text.replace(f"{directory}/", "").replace(str(directory), "the model")
+    return text[:_LONGEST].removesuffix(".")
 
 
 def load(directory: Path, *, dtype: Any) -> Any:
@@ -32,7 +42,7 @@ def load(directory: Path, *, dtype: Any) -> Any:
         model, found = loaded
     except (ValueError, KeyError, ImportError, RuntimeError) as error:
         raise Unsupported(
-            f"The engine's transformers does not load the model: {str(error).splitlines()[0]}",
+            f"The engine's transformers does not load the model: {told(error, directory)}.",
             hint="Write a checkpoint instead (leave out --to).",
         ) from error
     left = sorted(found["unexpected_keys"]) + sorted(found["missing_keys"])

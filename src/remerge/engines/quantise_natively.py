@@ -27,7 +27,7 @@ from remerge.engines.calibrated import ALLOWED, NativeOptions
 from remerge.engines.calibration import notes_of, samples
 from remerge.engines.calling import Teller, answer
 from remerge.engines.forecasting import Tokens, forecast, said
-from remerge.engines.loading import load, logits_of, write_beside
+from remerge.engines.loading import load, logits_of, told, write_beside
 from remerge.errors import Unsupported
 from remerge.merging.budget import peak_memory
 from remerge.outputs.side_files import is_tokenizer_file
@@ -113,7 +113,7 @@ def quantise(directory: Path, tokens: Tokens, options: NativeOptions, layers: An
         raise
     except Exception as error:  # whatever a model of any kind may raise
         raise Unsupported(
-            f"gptqmodel cannot quantise this model: {str(error).splitlines()[0]}",
+            f"gptqmodel cannot quantise this model: {told(error, directory)}.",
             hint="Use --to gptq, which is llm-compressor's.",
         ) from error
     return model

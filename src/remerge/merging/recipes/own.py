@@ -49,7 +49,6 @@ _RESOURCES = frozenset(
         "json",
         "engine_python",
         "prove",
-        "prove",
     }
 )
 
