@@ -8,7 +8,7 @@ MERGEKIT := .venv-mergekit
 # Environments of engines, as users install them, and of what tests compare them with.
 ENGINES := .engines
 
-.PHONY: demo test slow-test mergekit-test engine-test check bench bench-gguf clean
+.PHONY: demo test slow-test mergekit-test engine-test all-engines-test check bench bench-gguf clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -43,6 +43,13 @@ mergekit-test: $(VENV)/installed $(MERGEKIT)/installed
 	$(BIN)/python -m pytest -q -n 2 -m mergekit
 
 engine-test: $(ENGINES)/installed
+	$(BIN)/python -m pytest -q -n 2 --dist loadgroup -m engine
+
+# Every engine there is: 10 GB and a quarter of an hour to install.
+all-engines-test: $(ENGINES)/installed
+	for engine in vllm onnxruntime-genai llm-compressor gptqmodel openvino lm-eval; do \
+		XDG_CACHE_HOME=$(abspath $(ENGINES)) $(BIN)/remerge engines install $$engine || exit 1; \
+	done
 	$(BIN)/python -m pytest -q -n 2 --dist loadgroup -m engine
 
 check: $(VENV)/installed
