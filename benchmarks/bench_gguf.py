@@ -80,6 +80,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--size", default="1b", help="of the base, as in inputs.py")
     parser.add_argument("--type", default="Q4_K_M", choices=sorted(NUMBERS))
     parser.add_argument("--dir", type=Path, default=None, help="scratch space on the disk to test")
+    parser.add_argument("--kinds", nargs="*", help="of the one pass; F16, BF16, Q8_0 and --type")
     parser.add_argument("--no-steps", action="store_true", help="leave the three steps out")
     return parser.parse_args()
 
@@ -100,7 +101,7 @@ def bench(options: argparse.Namespace, scratch: Path) -> None:
         return [PYTHON, "-m", "remerge", "merge", "-q", str(base), str(adapter), *words]
 
     plain = cold("safetensors merge", remerge("-o", str(scratch / "st")), base, scratch / "st")
-    for kind in ("F16", "BF16", "Q8_0", options.type):
+    for kind in options.kinds or ("F16", "BF16", "Q8_0", options.type):
         out = scratch / f"{kind}.gguf"
         words = remerge("-o", str(out), "--to", f"gguf:{kind}", *own)
         found = cold(f"one pass to {kind}", words, base, out, keep=True)

@@ -373,7 +373,8 @@ class Fake:
         return rows[key]
 fakes = [Fake(n) for n in range(3)]
 stack = torch.stack([v.lazy_tensor({n: f for n, f in enumerate(fakes)}, n) for n in range(3)])
-rows = v.rows_of(stack.numpy())
+written = stack.numpy().astype(np.float32, copy=False)
+rows = v.rows_of(written)
 found = rows.read(4, 8)
 expected = np.concatenate([np.arange(24.0).reshape(6, 4) + 100 * n for n in range(3)])
 assert np.array_equal(found, expected[4:8]), found
@@ -384,3 +385,23 @@ changed = v.rows_of((stack + 1).numpy())
 assert np.array_equal(changed.read(0, 18), expected + 1)
 """
     run(ENGINE, program)
+
+
+@pytest.mark.xdist_group("mixtral")
+def test_what_the_converter_leaves_alone_is_read_row_by_row(models: Callable[[str], Model]):
+    """Of a real model only what llama.cpp wants in another order is computed whole."""
+    base, adapter, _, _ = models("mixtral")
+    program = """
+import sys, torch
+from pathlib import Path
+from remerge.engines import gguf_values as v
+from remerge.engines.gguf_converter import convert
+from remerge.merging.recipe import Recipe
+from remerge.outputs.planning import make_plan, open_inputs
+inputs = open_inputs(sys.argv[1], [sys.argv[2]])
+with make_plan(inputs, Recipe(dtype="F32"), 2**30).open(torch.device("cpu")) as merged:
+    found = convert(merged, Path(sys.argv[1]), "base")
+    whole = {n.split(".")[2] for n, t in found.lazy.items() if isinstance(v.rows_of(t), v._Whole)}
+    assert whole == {"attn_q", "attn_k"}, whole
+"""
+    run(ENGINE, program, base, adapter)

@@ -42,8 +42,7 @@ def lazy_tensor(merged: MergedCheckpoint, name: str) -> Any:
 
 def rows_of(lazy: Any) -> Rows:
     """How to read a tensor that the converter gave."""
-    if isinstance(lazy, gguf.LazyNumpyTensor) and _is_lazy(lazy._args):
-        # What `numpy()` made of a torch tensor.
+    if isinstance(lazy, gguf.LazyNumpyTensor) and _is_unchanged(lazy):
         return rows_of(lazy._args[0])
     if not isinstance(lazy, LazyTorchTensor):
         return _Whole(lazy)
@@ -59,8 +58,13 @@ def _all_of(tensor: MergedTensor) -> torch.Tensor:
     return tensor[...].float()
 
 
-def _is_lazy(arguments: Sequence[Any]) -> bool:
-    return len(arguments) == 1 and isinstance(arguments[0], LazyTorchTensor)
+def _is_unchanged(lazy: Any) -> bool:
+    """Whether this is what `numpy()` made of a torch tensor, or `astype(float32)` of float32."""
+    source, *rest = lazy._args
+    if isinstance(source, LazyTorchTensor):
+        return not rest
+    is_float = isinstance(source, gguf.LazyNumpyTensor) and source.dtype == np.float32
+    return is_float and rest == [np.float32]
 
 
 def _matrix(shape: Sequence[int]) -> tuple[int, int]:
