@@ -8,7 +8,7 @@ MERGEKIT := .venv-mergekit
 # Environments of engines, as users install them, and of what tests compare them with.
 ENGINES := .engines
 
-.PHONY: demo test slow-test mergekit-test engine-test check bench clean
+.PHONY: demo test slow-test mergekit-test engine-test all-engines-test check bench bench-gguf clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -45,6 +45,13 @@ mergekit-test: $(VENV)/installed $(MERGEKIT)/installed
 engine-test: $(ENGINES)/installed
 	$(BIN)/python -m pytest -q -n 2 --dist loadgroup -m engine
 
+# Every engine there is: 10 GB and a quarter of an hour to install.
+all-engines-test: $(ENGINES)/installed
+	for engine in vllm onnxruntime-genai llm-compressor gptqmodel openvino lm-eval; do \
+		XDG_CACHE_HOME=$(abspath $(ENGINES)) $(BIN)/remerge engines install $$engine || exit 1; \
+	done
+	$(BIN)/python -m pytest -q -n 2 --dist loadgroup -m engine
+
 check: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -52,6 +59,9 @@ check: $(VENV)/installed
 
 bench: $(VENV)/installed
 	$(BIN)/python benchmarks/bench.py $(BENCH)
+
+bench-gguf: $(ENGINES)/installed
+	$(BIN)/python benchmarks/bench_gguf.py $(BENCH)
 
 clean:
 	rm -rf $(VENV) $(MERGEKIT) $(ENGINES)

@@ -28,10 +28,12 @@ from remerge.version import __version__
 
 if TYPE_CHECKING:
     from remerge.api import (
+        check,
         combine,
         conflicts,
         export,
         extract,
+        formats,
         inspect,
         merge,
         open_merged,
@@ -50,10 +52,12 @@ __all__ = [
     "Unsupported",
     "UsageError",
     "__version__",
+    "check",
     "combine",
     "conflicts",
     "export",
     "extract",
+    "formats",
     "inspect",
     "merge",
     "open_merged",
@@ -66,10 +70,12 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Import the working parts (torch) at their first use, so that ``remerge --help`` is quick."""
     if name in (
+        "check",
         "combine",
         "conflicts",
         "export",
         "extract",
+        "formats",
         "inspect",
         "merge",
         "open_merged",

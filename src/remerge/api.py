@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from remerge.artefacts.extracting import ExtractionResult
     from remerge.artefacts.making_adapter import AdapterResult
     from remerge.artefacts.making_by_engine import EngineResult
+    from remerge.validation.check import CheckReport
+    from remerge.validation.formats import FormatTable
 
 Source = str | Path
 
@@ -56,12 +58,14 @@ class PlanOptions(TypedDict, total=False):
     ``requantize`` (``same``): what a quantised base is taken for and written as.
     ``expert_packing``: auto, rank-major or expert-major. ``max_shard_size`` in bytes or as ``5GB``;
     ``tokenizer``: auto, base, adapter, or one of several by name; ``copy_code``: carry the base's
-    .py files. ``to``: safetensors, adapter for `combine`, or for `export` what an engine writes
-    (``gguf:Q4_K_M``, ``onnx:int4``, ``gptq``). GGUF takes ``tensor_type`` (``PATTERN=TYPE``),
-    ``via`` (bfloat16: quantise what a checkpoint of that dtype holds) and ``imatrix`` (a file);
-    what is calibrated takes ``calibration`` (a file of samples), ``calibration_samples`` and
-    ``calibration_length`` (how many, and of how many tokens) and ``group_size``. ``max_memory``
-    changes no byte;
+    .py files. ``to``: safetensors, a scheme (fp8, fp8-block, w8a8, nvfp4), adapter for `combine`,
+    or for `export` what an engine writes (``gguf:Q4_K_M``, ``onnx:int4``, ``gptq``). A scheme
+    quantises linear layers, but for ``ignore`` (names of modules, or ``re:`` and an expression),
+    and experts that transformers cannot read only with ``quantize_experts``. GGUF takes
+    ``tensor_type`` (``PATTERN=TYPE``), ``via`` (bfloat16: quantise what a checkpoint of that dtype
+    holds), ``imatrix`` (a file) and ``allow_token_differences``; what is calibrated takes
+    ``calibration`` (a file of samples), ``calibration_samples`` and ``calibration_length`` (how
+    many, and of how many tokens) and ``group_size``. ``max_memory`` changes no byte;
     ``progress`` allows the Hub's download bars, which appear on a terminal only.
     """
 
@@ -82,6 +86,9 @@ class PlanOptions(TypedDict, total=False):
     tensor_type: Sequence[str]
     via: str | None
     imatrix: Source | None
+    allow_token_differences: bool
+    ignore: Sequence[str]
+    quantize_experts: bool
     calibration: Source | None
     calibration_samples: int | None
     calibration_length: int | None
@@ -121,7 +128,7 @@ def _planned(base: Source | None, named: Sequence[Source], options: PlanOptions)
         "copy_code": asked.get("copy_code", False),
         "progress": asked.pop("progress", True),
     }
-    form = read_form(asked.get("to", ""), given, file_digest)
+    form = read_form(asked.get("to", "safetensors"), given, file_digest)
     if form is not None:
         asked |= _engine_words(form, asked.get("dtype", "keep"))
     recipe = make_recipe(labels_of(named), **asked)
@@ -333,6 +340,97 @@ def verify(
         threads=threads,
         device=_device(device),
         pythons=engine_python or {},
+        report=report,
+    )
+
+
+def check(
+    output: Source,
+    engine: str,
+    *,
+    base: Source | None = None,
+    adapter: Source | Sequence[Source] | None = None,
+    reference: Source | None = None,
+    prompts: Source | None = None,
+    form: str | None = None,
+    max_prompts: int = 8,
+    max_tokens: int = 128,
+    answers: int = 3,
+    engine_python: Mapping[str, str] | None = None,
+    threads: int | None = None,
+    report: Report = _silent,
+) -> CheckReport:
+    """Load ``output`` in a real engine and compare it with the merge in float32 (docs/check.md).
+
+    ``engine``: transformers, llama.cpp, vllm, onnxruntime, or statically tgi and tensorrt-llm. The
+    first ``max_tokens`` tokens of the first ``max_prompts`` prompts (of a file, or built in) are
+    scored by both. The merge is the manifest's, of ``base`` and ``adapter`` where these moved, or
+    ``reference`` takes its place. ``passed`` and ``gates`` of the report tell what held.
+    """
+    # It always imports transformers, which takes seconds; most commands can do without.
+    from remerge.validation import check as checking
+
+    return checking.check(
+        Path(output),
+        engine,
+        base=base,
+        adapters=() if adapter is None else _several(adapter),
+        reference=None if reference is None else Path(reference),
+        prompts=None if prompts is None else Path(prompts),
+        form=form,
+        settings=checking.Settings(max_prompts, max_tokens, answers),
+        pythons=engine_python or {},
+        threads=threads,
+        max_memory=DEFAULT,
+        report=report,
+    )
+
+
+def formats(
+    base: Source,
+    adapters: Source | Sequence[Source],
+    forms: Sequence[str] = (),
+    *,
+    prompts: Source | None = None,
+    evaluation: Source | None = None,
+    questions: int = 50,
+    keep: Path | None = None,
+    max_prompts: int = 8,
+    max_tokens: int = 128,
+    engine_python: Mapping[str, str] | None = None,
+    threads: int | None = None,
+    report: Report = _silent,
+) -> FormatTable:
+    """Formats of one model side by side: size, divergence from the merge in float32, perplexity,
+    right answers, and the time to make each.
+
+    ``forms`` are named as after ``--to``; by default those that the engines installed here can
+    make. ``prompts`` and ``evaluation`` are files, of texts and of questions with their answers.
+    What is made is deleted unless ``keep`` names a new directory.
+    """
+    # It always imports transformers, which takes seconds; most commands can do without.
+    from remerge.validation.check import Settings
+    from remerge.validation.formats import compare_formats, usual_forms
+
+    own = engine_python or {}
+    named = [adapters] if isinstance(adapters, str | Path) else list(adapters)
+
+    def make(form: str, place: Path) -> EngineResult | MergeResult:
+        return export(
+            base, place, adapters=named, to=form, threads=threads, engine_python=own, report=report
+        )
+
+    return compare_formats(
+        make,
+        forms or usual_forms(own),
+        prompts=None if prompts is None else Path(prompts),
+        evaluation=None if evaluation is None else Path(evaluation),
+        keep=keep,
+        settings=Settings(max_prompts, max_tokens, 0),
+        questions=questions,
+        pythons=own,
+        threads=threads,
+        max_memory=DEFAULT,
         report=report,
     )
 

@@ -179,6 +179,8 @@ def test_engines_remove():
     done = command("engines", "remove", "llama.cpp")
     assert (done.exit_code, done.stdout) == (0, f"removed: {place}\n")
     assert not place.exists()
+    found = json.loads(command("engines", "remove", "llama.cpp", "--json").stdout)
+    assert found == {"name": "llama.cpp", "place": str(place), "removed": False}
 
 
 @pytest.mark.parametrize("verb", ["install", "check", "remove"])

@@ -3,8 +3,10 @@ bytes. `make engine-test` makes the environments."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shutil
 import subprocess
 from collections.abc import Callable
 from functools import cache
@@ -14,6 +16,8 @@ import numpy as np
 import pytest
 
 import remerge
+from remerge.artefacts.engine_manifest import read_engine_manifest
+from remerge.errors import BadInput, IntegrityError, Unsupported
 from tests.engines import llama_models
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
@@ -79,7 +83,7 @@ def make(base: Path, adapter: Path, out: Path, to: str, **options: object) -> Pa
         engine_python=PYTHONS,
         **options,  # type: ignore[arg-type]
     )
-    return out / result.manifest.outputs[0].name
+    return next(path for path in result.files if path.suffix == ".gguf")
 
 
 Model = tuple[Path, Path, Path, Path]
@@ -184,3 +188,199 @@ def test_the_same_bytes_again(models: Callable[[str], Model]):
     first = make(base, adapter, place / "one" / "out", "gguf:Q5_K_M", threads=1)
     second = make(base, adapter, place / "two" / "out", "gguf:Q5_K_M", threads=5)
     assert first.read_bytes() == second.read_bytes()
+
+
+# An importance matrix, which cyllama's Python cannot set: it is put where the structure has it.
+_QUANTISE_WEIGHTED = """
+import ctypes, json, sys, cyllama.llama.llama_cpp as c
+class Entry(ctypes.Structure):
+    _fields_ = [("name", ctypes.c_char_p), ("data", ctypes.c_void_p), ("size", ctypes.c_size_t)]
+weights = json.load(open(sys.argv[4]))
+arrays = {n: (ctypes.c_float * len(v))(*v) for n, v in weights.items()}
+table = (Entry * (len(arrays) + 1))()
+for place, (name, values) in enumerate(arrays.items()):
+    table[place] = Entry(name.encode(), ctypes.addressof(values), len(values))
+params = c.LlamaModelQuantizeParams()
+params.nthread, params.ftype = 2, int(sys.argv[3])
+words = (ctypes.c_int32 * 32).from_address(id(params))
+at = next(i for i in range(4, 28) if words[i] == 2 and words[i + 1] == params.ftype)
+ctypes.c_void_p.from_address(id(params) + 4 * at + 24).value = ctypes.addressof(table)
+c.model_quantize(sys.argv[1], sys.argv[2], params)
+"""
+_WRITE_MATRIX = """
+import json, sys, gguf, numpy as np
+rng, weights = np.random.default_rng(0), {}
+writer = gguf.GGUFWriter(sys.argv[2], "")
+writer.add_type("imatrix")
+writer.add_array("imatrix.datasets", ["text"])
+writer.add_uint32("imatrix.chunk_count", 1)
+writer.add_uint32("imatrix.chunk_size", 512)
+for tensor in gguf.GGUFReader(sys.argv[1]).tensors:
+    if len(tensor.shape) < 2 or "token_embd" in tensor.name:
+        continue
+    columns, experts = int(tensor.shape[0]), int(tensor.shape[2]) if len(tensor.shape) > 2 else 1
+    sums = (rng.random((experts, columns)) ** 4 * 100).astype(np.float32)
+    counts = np.full((experts, 1), 7, np.float32)
+    counts[experts // 2 :] -= experts > 1
+    weights[tensor.name] = (sums / counts).ravel().tolist()
+    writer.add_tensor(tensor.name + ".in_sum2", sums)
+    writer.add_tensor(tensor.name + ".counts", counts)
+writer.write_header_to_file()
+writer.write_kv_data_to_file()
+writer.write_tensors_to_file()
+writer.close()
+json.dump(weights, open(sys.argv[3], "w"))
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        grouped("llama", "Q4_K_M"),
+        grouped("llama", "Q4_0"),
+        grouped("llama", "IQ4_XS"),
+        grouped("mixtral", "Q4_K_M"),
+    ],
+)
+def test_with_an_importance_matrix(models: Callable[[str], Model], name: str, kind: str):
+    base, adapter, place, full = models(name)
+    matrix, weights = place / f"{kind}-matrix.gguf", place / f"{kind}-weights.json"
+    run(ENGINE, _WRITE_MATRIX, full, matrix, weights)
+    theirs = place / f"{kind}-weighted.gguf"
+    run(ORACLE, _QUANTISE_WEIGHTED, full, theirs, str(NUMBERS[kind]), weights)
+    ours = place / f"{kind}-ours.gguf"
+    make(base, adapter, ours, f"gguf:{kind}", imatrix=matrix)
+    found = read(ours, place)
+    same(found, read(theirs, place))
+    plain = place / f"{kind}-unweighted.gguf"
+    run(ORACLE, _QUANTISE, full, plain, str(NUMBERS[kind]))
+    unweighted = read(plain, place)
+    assert any(not np.array_equal(v, unweighted.get(n, v[:0])) for n, v in found.items())
+    remerge.verify(ours, engine_python=PYTHONS)
+
+
+@pytest.mark.xdist_group("llama")
+def test_a_matrix_of_another_model(models: Callable[[str], Model], tmp_path: Path):
+    base, adapter, _, _ = models("llama")
+    other = models("odd")[3]
+    run(ENGINE, _WRITE_MATRIX, other, tmp_path / "matrix.gguf", tmp_path / "weights.json")
+    with pytest.raises(BadInput, match="made from another model"):
+        make(base, adapter, tmp_path / "out.gguf", "gguf:Q4_K_M", imatrix=tmp_path / "matrix.gguf")
+    (tmp_path / "none.gguf").write_bytes(b"GGUFnothing")
+    with pytest.raises(BadInput, match="no importance matrix"):
+        make(base, adapter, tmp_path / "out.gguf", "gguf:Q4_K_M", imatrix=tmp_path / "none.gguf")
+    assert not list(tmp_path.glob("*out*"))
+
+
+@pytest.mark.xdist_group("llama")
+def test_a_directory_has_a_modelfile_and_a_file_has_none(
+    models: Callable[[str], Model], tmp_path: Path
+):
+    base, adapter, _, _ = models("llama")
+    make(base, adapter, tmp_path / "d", "gguf:Q8_0")
+    assert sorted(p.name for p in (tmp_path / "d").iterdir()) == [
+        "Modelfile",
+        "d-Q8_0.gguf",
+        "remerge.json",
+    ]
+    assert (tmp_path / "d" / "Modelfile").read_text().startswith("FROM ./d-Q8_0.gguf\n")
+    make(base, adapter, tmp_path / "f.gguf", "gguf:Q8_0")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["d", "f.gguf", "f.gguf.remerge.json"]
+    assert (tmp_path / "f.gguf").read_bytes() == (tmp_path / "d" / "d-Q8_0.gguf").read_bytes()
+    (tmp_path / "d" / "Modelfile").write_text("FROM elsewhere")
+    with pytest.raises(IntegrityError, match="Modelfile"):
+        remerge.verify(tmp_path / "d", engine_python=PYTHONS)
+
+
+@pytest.mark.xdist_group("llama")
+def test_export_of_a_merged_checkpoint(models: Callable[[str], Model], tmp_path: Path):
+    """Tensors as straight from base and adapter, in what the checkpoint holds; origin traced."""
+    base, adapter, place, full = models("llama")
+    remerge.merge(base, adapter, tmp_path / "merged", dtype="float32")
+    out = tmp_path / "exported.gguf"
+    made = remerge.export(tmp_path / "merged", out, to="gguf:F32", engine_python=PYTHONS)
+    same(read(out, tmp_path), read(full, place))
+    assert made.manifest.origin.model_dump() == {
+        "base": "base",
+        "base_id": None,
+        "adapters": ("adapter",),
+    }
+    remerge.verify(out, engine_python=PYTHONS)
+
+
+@pytest.mark.xdist_group("llama")
+def test_coarse_types_say_what_they_lose(models: Callable[[str], Model], tmp_path: Path):
+    base, adapter, _, full = models("llama")
+    losses = {}
+    for kind in ("Q2_K", "Q8_0"):
+        make(base, adapter, tmp_path / f"{kind}.gguf", f"gguf:{kind}")
+        losses[kind] = read_engine_manifest(tmp_path / f"{kind}.gguf")
+    assert any("coarse" in note for note in losses["Q2_K"].notes)
+    assert not any("coarse" in note for note in losses["Q8_0"].notes)
+    # The whole files say about the same as the sample.
+    exact = values_of(full, tmp_path)
+    for kind, manifest in losses.items():
+        found = values_of(tmp_path / f"{kind}.gguf", tmp_path)
+        matrices = [n for n, v in exact.items() if v.ndim == 2]
+        missed = sum(float(np.square(found[n] - exact[n]).sum()) for n in matrices)
+        whole = sum(float(np.square(exact[n]).sum()) for n in matrices)
+        assert manifest.weight_error == pytest.approx((missed / whole) ** 0.5, rel=0.1)
+
+
+_DEQUANTISE = """
+import sys, numpy as np, gguf
+np.savez(sys.argv[2], **{
+    t.name: gguf.quants.dequantize(np.asarray(t.data), t.tensor_type).reshape(t.shape[::-1])
+    for t in gguf.GGUFReader(sys.argv[1]).tensors
+})
+"""
+
+
+def values_of(path: Path, scratch: Path) -> dict[str, np.ndarray]:
+    target = scratch / f"{path.name}-values.npz"
+    run(ENGINE, _DEQUANTISE, path, target)
+    with np.load(target) as found:
+        return {name: found[name] for name in found.files}
+
+
+@pytest.mark.xdist_group("llama")
+def test_a_tokenizer_that_llama_cpp_reads_otherwise(models: Callable[[str], Model], tmp_path: Path):
+    """Its name is known and its texts are not cut as the name says: nothing is written."""
+    base, adapter, _, _ = models("llama")
+    other = tmp_path / "other"
+    shutil.copytree(base, other)
+    document = json.loads((other / "tokenizer.json").read_text())
+    merges = document["model"]["merges"]
+    document["model"]["merges"] = [*merges[1::2], *merges[::2]]
+    document["normalizer"] = {"type": "Lowercase"}
+    (other / "tokenizer.json").write_text(json.dumps(document))
+    with pytest.raises(Unsupported):
+        make(other, adapter, tmp_path / "out.gguf", "gguf:Q8_0")
+    assert [p.name for p in tmp_path.iterdir()] == ["other"]
+
+
+@pytest.mark.xdist_group("mixtral")
+def test_experts_are_never_in_memory_together():
+    """What is read at once is a block of rows, however many experts a stack has."""
+    program = """
+import sys, torch, conversion, numpy as np
+from remerge.engines import gguf_values as v
+class Fake:
+    def __init__(self, n): self.n, self.shape, self.read = n, torch.Size((6, 4)), []
+    def __getitem__(self, key):
+        self.read.append(key)
+        rows = torch.arange(24.0).reshape(6, 4) + 100 * self.n
+        return rows[key]
+fakes = [Fake(n) for n in range(3)]
+stack = torch.stack([v.lazy_tensor({n: f for n, f in enumerate(fakes)}, n) for n in range(3)])
+rows = v.rows_of(stack.numpy())
+found = rows.read(4, 8)
+expected = np.concatenate([np.arange(24.0).reshape(6, 4) + 100 * n for n in range(3)])
+assert np.array_equal(found, expected[4:8]), found
+assert [f.read for f in fakes] == [[slice(4, 6)], [slice(0, 2)], []], [f.read for f in fakes]
+joined = torch.cat([v.lazy_tensor({0: fakes[0]}, 0), v.lazy_tensor({0: fakes[1]}, 0)], dim=0)
+assert np.array_equal(v.rows_of(joined.numpy()).read(5, 7), expected[5:7])
+changed = v.rows_of((stack + 1).numpy())
+assert np.array_equal(changed.read(0, 18), expected + 1)
+"""
+    run(ENGINE, program)

@@ -56,6 +56,15 @@ class ModelNames:
         """The class whose names these are."""
         return type(self.model).__name__
 
+    @property
+    def parameters(self) -> Mapping[str, tuple[int, ...]]:
+        """The model's own parameters and buffers with their shapes."""
+        return self._shapes
+
+    def stored_shape(self, tensor: str) -> tuple[int, ...]:
+        """The shape of a tensor of the checkpoint."""
+        return self._stored[tensor]
+
     def has(self, modules: Collection[str], parameters: Collection[str]) -> bool:
         """Whether all of these are names of the model itself."""
         return all(name in self._modules for name in modules) and all(

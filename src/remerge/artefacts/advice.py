@@ -84,6 +84,12 @@ def _way_out(manifest: Manifest, tensors: list[str]) -> str:
             "its quantised format is coarser than the change. Merge without --requantize and "
             "quantise with calibration, or serve the adapter unmerged on the quantised base."
         )
+    if manifest.recipe.quantize is not None:
+        return (
+            f"{manifest.recipe.quantize} is coarser than the change. Choose a finer scheme, keep "
+            "layers out of it (--ignore), write 16 bits and quantise with calibration, or serve "
+            "the adapter unmerged."
+        )
     if manifest.recipe.dtype == "F16":
         return "keep the tensors in float32 (--keep-float32 PATTERN), or the adapter unmerged."
     return (

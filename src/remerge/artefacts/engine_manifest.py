@@ -29,12 +29,25 @@ class TensorRecord(BaseModel):
     type: str
 
 
+class Origin(BaseModel):
+    """What an output says of itself: names of base and adapters, the base's Hub id if it has one.
+    Of a checkpoint that remerge merged before, these are its own base and adapters."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    base: str
+    base_id: str | None = None
+    adapters: tuple[str, ...] = ()
+
+
 class EngineManifest(BaseModel):
     """What an engine wrote.
 
     ``reproducible``: ``same-stack`` where the same engine gives the same bytes, ``not proven``
-    where nobody saw it do so. ``files`` are inputs besides base and adapters, by option;
-    ``measured`` is how far the output is from the merge, where the engine's own logits were taken.
+    where nobody saw it do so. ``files`` are inputs besides base and adapters, by option.
+    ``weight_error`` is the root mean square of what quantised weights miss, over that of the
+    weights, on a sample of every tensor; ``measured`` is how far the output is from the merge,
+    where the engine's own logits were taken.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -44,6 +57,7 @@ class EngineManifest(BaseModel):
     plan_id: str
     recipe: Recipe
     engine: str
+    origin: Origin
     reproducible: Literal["same-stack", "not proven"]
     base: InputRecord
     adapters: tuple[InputRecord, ...]
@@ -51,6 +65,7 @@ class EngineManifest(BaseModel):
     outputs: tuple[FileRecord, ...]
     tensors: tuple[TensorRecord, ...] = ()
     bits_per_weight: float
+    weight_error: float | None = None
     measured: dict[str, float] = {}
     notes: tuple[str, ...]
     versions: dict[str, str]

@@ -13,7 +13,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,13 @@ from remerge.artefacts import user_index
 from remerge.artefacts.digests import file_digest, input_digests
 from remerge.artefacts.engine_manifest import (
     EngineManifest,
+    Origin,
     TensorRecord,
     is_engine_made,
     read_engine_manifest,
 )
 from remerge.artefacts.making import Report, make, remember, write_side_file
-from remerge.artefacts.manifest import MANIFEST, PROVENANCE, FileRecord, to_bytes
+from remerge.artefacts.manifest import MANIFEST, PROVENANCE, FileRecord, read_manifest, to_bytes
 from remerge.artefacts.recording import adapter_records, file_record, input_name, input_record
 from remerge.engines.calling import Note, call
 from remerge.engines.environments import python_of
@@ -76,35 +78,28 @@ class EngineResult:
 
 
 @dataclass(frozen=True)
-class About:
-    """What the output says of itself."""
-
-    base: str
-    adapters: tuple[str, ...]
-    merge_key: str
-
-
-@dataclass(frozen=True)
 class Work:
     """Everything an engine needs to know to write an output."""
 
     inputs: Inputs
     plan: Plan
     asked: Asked
-    about: About
+    origin: Origin
+    merge_key: str
     threads: int | None
     pythons: Mapping[str, str]
     report: Report
     note: Note = _unheard
 
-    def run(self, work: Path, target: Path | None) -> dict[str, Any]:
+    def run(self, work: Path, target: Path | None, beside: Path | None = None) -> dict[str, Any]:
         """Have ``target`` (a file, or a directory to fill) written; with None only the digest of
-        a file is taken. What the engine reads lies in ``work`` meanwhile."""
+        a file is taken. What goes with a file comes to ``beside``. What the engine reads lies in
+        ``work`` meanwhile."""
         form = self.asked.form
         python = python_of(form.engine, self.pythons)
         with tempfile.TemporaryDirectory(prefix=".model-", dir=work) as folder:
             # Converters read the model's name, size and kind off its directory's name.
-            directory = Path(folder) / (self.about.base.rpartition("/")[2] or "model")
+            directory = Path(folder) / (self.origin.base.rpartition("/")[2] or "model")
             if form.reads == "checkpoint":
                 self._survey(python)
                 self._write_checkpoint(directory)
@@ -123,9 +118,10 @@ class Work:
                 "directory": str(directory),
                 "reference": str(Path(folder) / "reference.npz"),
                 "target": os.devnull if target is None else str(target.absolute()),
+                "beside": None if beside is None else str(beside.absolute()),
                 "files": {name: str(path.absolute()) for name, path in self.asked.files.items()},
                 "threads": self.threads,
-                "about": asdict(self.about),
+                "about": {**self.origin.model_dump(), "merge_key": self.merge_key},
             }
             # What an engine leaves where it stands goes with the folder.
             place = Path(folder)
@@ -200,12 +196,11 @@ def make_by_engine(
     check_place(out, inputs.paths, is_file=single)
     python_of(form.engine, pythons)
     read = input_digests(plan)
-    base = input_name(inputs.base_reference)
-    adapters = tuple(input_name(reference) for reference in inputs.adapter_references)
-    about = About(base, adapters, key_of(plan, read, asked, base, adapters))
+    origin = origin_of(inputs)
+    key = key_of(plan, read, asked, origin)
     if single:
         finish_file(out)
-    done = _already_there(out, about.merge_key)
+    done = _already_there(out, key)
     if done is not None:
         sweep(out)
         return EngineResult(out, done, time.time() - started, 0, peak_memory(), True)
@@ -215,11 +210,12 @@ def make_by_engine(
         check_free(out, overwrite=overwrite)
     check_space(out, _size(plan, asked))
     _check_memory(plan, asked)
-    work = Work(inputs, plan, asked, about, threads, pythons, report, note)
+    work = Work(inputs, plan, asked, origin, key, threads, pythons, report, note)
     state = {"engine": form.engine.name, "version": __version__, "started": started}
     with (file_workplace if single else workplace)(out, state) as place:
         name = FILE if single else _name(out, asked)
-        told = work.run(place.work, place.work if name is None else place.work / name)
+        target = place.work if name is None else place.work / name
+        told = work.run(place.work, target, None if single else place.work)
         if any(a.changed() for a in plan.adapters) or input_digests(plan) != read:
             raise BadInput("An input changed while it was merged.")
         records = records_of(place.work, told, name, out.name if single else None)
@@ -238,22 +234,36 @@ def make_by_engine(
 
 def _proof(work: Work, place: Path, records: Sequence[FileRecord]) -> tuple[bool, str]:
     """Whether a second run gives the same bytes, and a sentence that says so."""
+    suffix = work.asked.form.suffix
+    compared = [r for r in records if suffix is None or Path(r.name).suffix == suffix]
     # What the user should know, the first run has said.
-    again = replace(work, note=_unheard).again(place, records[0].name)
-    differing = [record.name for record in records if again.get(record.name) != record.sha256]
+    again = replace(work, note=_unheard).again(place, compared[0].name)
+    differing = [record.name for record in compared if again.get(record.name) != record.sha256]
     if not differing:
         return True, "Written twice: both times the same bytes."
     return False, f"Written twice: {', '.join(differing)} came out differently."
 
 
-def key_of(
-    plan: Plan, digests: Mapping[str, str], asked: Asked, base: str, adapters: Sequence[str]
-) -> str:
-    """The merge key of what an engine writes: the engine is an input as well, and so are the names
-    of base and adapters, which the output holds."""
-    named = {"name/base": base, **{f"name/adapter/{i}": n for i, n in enumerate(adapters, 1)}}
+def origin_of(inputs: Inputs) -> Origin:
+    """What the output says of its origin."""
+    adapters = tuple(input_name(reference) for reference in inputs.adapter_references)
+    reference = inputs.base_reference
+    if (reference.path / MANIFEST).is_file():
+        with suppress(BadInput):
+            made = read_manifest(reference.path)
+            before = tuple(record.name for record in made.adapters)
+            return Origin(
+                base=made.base.name, base_id=made.base.hub_id, adapters=(*before, *adapters)
+            )
+    return Origin(base=input_name(reference), base_id=reference.hub_id, adapters=adapters)
+
+
+def key_of(plan: Plan, digests: Mapping[str, str], asked: Asked, origin: Origin) -> str:
+    """The merge key of what an engine writes: the engine is an input as well, and so is what the
+    output says of its origin."""
     engine = asked.form.engine
-    return merge_key(plan, {**digests, **named, f"engine/{engine.name}": engine.identity})
+    words = {f"engine/{engine.name}": engine.identity, "origin": origin.model_dump_json()}
+    return merge_key(plan, {**digests, **words})
 
 
 def _name(out: Path, asked: Asked) -> str | None:
@@ -264,9 +274,10 @@ def _name(out: Path, asked: Asked) -> str | None:
 
 
 def _size(plan: Plan, asked: Asked) -> int:
-    """Bytes on disk, about: what the engine reads, and an output no larger than that. Where the
-    disk has less, it says so."""
-    return 2 * plan.bytes_to_write if asked.form.reads == "checkpoint" else plan.bytes_to_write // 8
+    """Bytes on disk, about: some tensors get other types, and the disk itself says where it is too
+    little."""
+    needed = int(_weights(plan) * asked.form.bytes_per_weight(asked.options))
+    return needed + (plan.bytes_to_write if asked.form.reads == "checkpoint" else 0)
 
 
 def _check_memory(plan: Plan, asked: Asked) -> None:
@@ -337,10 +348,11 @@ def _manifest(
     base_files.append(file_record(plan.base.path / "config.json", "config.json"))
     weights = _weights(plan)
     return EngineManifest(
-        merge_key=work.about.merge_key,
+        merge_key=work.merge_key,
         plan_id=plan.plan_id,
         recipe=plan.recipe,
         engine=asked.form.engine.name,
+        origin=work.origin,
         reproducible="same-stack" if proven else "not proven",
         base=input_record(inputs.base_reference, base_files),
         adapters=adapter_records(inputs, plan, digests),
@@ -352,6 +364,7 @@ def _manifest(
         ),
         measured=told.get("measured", {}),
         bits_per_weight=round(8 * sum(record.size for record in records) / max(weights, 1), 3),
+        weight_error=told.get("loss"),
         notes=(*plan.notes, *told["notes"], *said),
         versions={
             "remerge": __version__,

@@ -69,7 +69,8 @@ class RetentionReport(BaseModel):
 class Manifest(BaseModel):
     """The content of ``remerge.json``.
 
-    ``formats`` counts the base's quantised tensors by format; ``conflicts`` says whether several
+    ``formats`` counts the base's quantised tensors by format, ``written`` those that the output has
+    in a format of its own; ``conflicts`` says whether several
     adapters get along, with the worst modules of every pair.
     """
 
@@ -85,6 +86,7 @@ class Manifest(BaseModel):
     outputs: tuple[FileRecord, ...]
     tensors: dict[str, int]
     formats: dict[str, int] = {}
+    written: dict[str, int] = {}
     retention: RetentionReport | None = None
     conflicts: ConflictReport | None = None
     notes: tuple[str, ...]

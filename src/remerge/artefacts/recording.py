@@ -56,6 +56,7 @@ def manifest_of(
             "untouched": plan.untouched,
         },
         formats=dict(plan.formats),
+        written=dict(plan.written),
         retention=_retention(plan, meter),
         conflicts=conflicts.shortened() if conflicts is not None else None,
         notes=plan.notes,

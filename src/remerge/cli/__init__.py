@@ -21,7 +21,18 @@ from remerge.version import __version__
 
 # A hostile name may be as long as a header.
 _LONGEST = 2000
-_COMMANDS = ("merge", "export", "conflicts", "extract", "inspect", "verify", "engines", "doctor")
+_COMMANDS = (
+    "merge",
+    "export",
+    "conflicts",
+    "extract",
+    "inspect",
+    "verify",
+    "check",
+    "formats",
+    "engines",
+    "doctor",
+)
 
 
 class _Lazy(click.Group):
@@ -44,7 +55,8 @@ class Terminated(BaseException):
     cls=_Lazy,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Exit codes: 0 done, 1 internal, 2 usage, 3 bad input, 4 files differ from their "
-    "manifest, 5 derivation differs, 6 locked, 75 try again, 130/143 interrupted.",
+    "manifest, 5 derivation differs or a check failed, 6 locked, 75 try again, "
+    "130/143 interrupted.",
 )
 @click.version_option(__version__, prog_name="remerge")
 def group() -> None:

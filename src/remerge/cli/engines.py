@@ -52,18 +52,22 @@ def list_engines(as_json: bool) -> None:
 
 @command.command()
 @click.argument("name")
-def install(name: str) -> None:
+@json_output
+def install(name: str, as_json: bool) -> None:
     """Make the environment of the engine NAME and see that it works."""
     from remerge.engines import installing
     from remerge.engines.environments import is_installed, place_of
     from remerge.engines.registry import engine_of
 
     engine = engine_of(name)
-    if is_installed(engine):
-        click.echo(f"already there: {place_of(engine)}")
+    there = is_installed(engine)
+    place = place_of(engine)
+    if not there:
+        installing.install(engine, lambda step: click.echo(f"  {step}", err=True))
+    if as_json:
+        print_json({"name": name, "place": str(place), "installed_now": not there})
         return
-    place = installing.install(engine, lambda step: click.echo(f"  {step}", err=True))
-    click.echo(f"installed: {place}")
+    click.echo(f"{'already there' if there else 'installed'}: {place}")
 
 
 @command.command()
@@ -96,11 +100,15 @@ def check(name: str, engine_python: tuple[str, ...], as_json: bool) -> None:
 
 @command.command()
 @click.argument("name")
-def remove(name: str) -> None:
+@json_output
+def remove(name: str, as_json: bool) -> None:
     """Delete the environment of the engine NAME; of a link to one, the link."""
     from remerge.engines import environments
     from remerge.engines.registry import engine_of
 
     engine = engine_of(name)
-    found = environments.remove(engine)
-    click.echo(f"{'removed' if found else 'not there'}: {environments.place_of(engine)}")
+    found, place = environments.remove(engine), environments.place_of(engine)
+    if as_json:
+        print_json({"name": name, "place": str(place), "removed": found})
+        return
+    click.echo(f"{'removed' if found else 'not there'}: {place}")

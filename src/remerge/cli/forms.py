@@ -13,12 +13,27 @@ from remerge.cli.output import print_json, print_notes, progress
 F = TypeVar("F", bound=Callable[..., Any])
 
 TO = (
-    "safetensors: a checkpoint. gguf:TYPE: one quantised file for llama.cpp, e.g. gguf:Q4_K_M or "
-    "gguf:F16 (OUT is the file where it ends in .gguf, else a directory). onnx[:int4|int8|fp16] "
-    "and openvino[:fp32|int8|int4]: a directory for ONNX Runtime or OpenVINO. gptq, awq and "
-    "gptqmodel: an int4 checkpoint for vLLM and others, calibrated."
+    "safetensors: a checkpoint. fp8, fp8-block, w8a8, nvfp4: the checkpoint with its linear layers "
+    "quantised as compressed-tensors does, for vLLM and transformers (docs/quantised.md). "
+    "gguf:TYPE: one quantised file for llama.cpp, e.g. gguf:Q4_K_M or gguf:F16 (OUT is the file "
+    "where it ends in .gguf, else a directory). gptq, awq and gptqmodel: an int4 checkpoint for "
+    "vLLM and others, calibrated. onnx[:int4|int8|fp16] and openvino[:fp32|int8|int4]: a directory "
+    "for ONNX Runtime or OpenVINO."
 )
 _OPTIONS: tuple[Callable[[Any], Any], ...] = (
+    click.option(
+        "--ignore",
+        metavar="MODULE",
+        multiple=True,
+        help="With fp8 and its like: a module not to quantise, or 're:' and a regular expression, "
+        "as llm-compressor takes them, e.g. 're:.*down_proj'; repeatable.",
+    ),
+    click.option(
+        "--quantize-experts",
+        is_flag=True,
+        help="With fp8-block, w8a8 and nvfp4: quantise experts too, which vLLM reads and "
+        "transformers does not.",
+    ),
     click.option(
         "--tensor-type",
         metavar="PATTERN=TYPE",
@@ -35,6 +50,12 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
         "--imatrix",
         metavar="FILE",
         help="With gguf: llama.cpp's importance matrix, which says what columns of weights count.",
+    ),
+    click.option(
+        "--allow-token-differences",
+        is_flag=True,
+        help="With gguf: write the file though llama.cpp cuts test texts otherwise than the "
+        "checkpoint's tokenizer.",
     ),
     click.option(
         "--calibration",

@@ -37,6 +37,8 @@ def merged_document(
         "peak_memory_bytes": result.peak_memory,
         "base_precision": manifest.recipe.base_precision,
         "formats": manifest.formats,
+        "quantize": manifest.recipe.quantize,
+        "written": manifest.written,
         "retention": kept.model_dump() if kept is not None else None,
         "conflicts": manifest.conflicts.model_dump() if manifest.conflicts is not None else None,
         "notes": [*notes, *manifest.notes, *advice(manifest)],
@@ -59,6 +61,9 @@ def print_merged(result: MergeResult, labels: Sequence[str], *, verbose: bool) -
         formats = ", ".join(f"{count} x {name}" for name, count in manifest.formats.items())
         written = "written back" if manifest.recipe.requantize else "decoded"
         rows.append(("quantised base", f"{formats}, {written}"))
+    if manifest.written:
+        formats = ", ".join(f"{count} x {name}" for name, count in manifest.written.items())
+        rows.append(("quantised", formats))
     if kept is not None:
         rows.append(("delta kept", retention_line(kept.overall, kept.measured)))
     if not result.already_there:

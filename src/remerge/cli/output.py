@@ -63,6 +63,22 @@ def progress(what: str, *, quiet: bool) -> Generator[Report]:
         yield _lines(what)
 
 
+def counter(what: str, *, quiet: bool) -> Report:
+    """A plain line now and then for things that are counted, not measured in bytes."""
+    last = time.monotonic()
+
+    def report(done: int, total: int, things: str) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if quiet or now - last < 5:
+            return
+        last = now
+        with suppress(OSError):
+            click.echo(f"{what}: {done} of {total} {things}", err=True)
+
+    return report
+
+
 @contextmanager
 def _bar(what: str) -> Generator[Report]:
     from rich import progress as rich

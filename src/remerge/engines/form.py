@@ -23,7 +23,8 @@ class Form:
     needs them; an engine that must have the model in memory reads a ``checkpoint``, which is
     written for it and deleted, after ``survey`` (a module that hears of configuration and options)
     had a chance to refuse. Output with a ``suffix`` is one file, named by ``file_name``.
-    ``rederivable``: the same inputs give the same bytes again.
+    ``bytes_per_weight`` serves to look for free space. ``rederivable``: the same inputs give the
+    same bytes again.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Form:
     files: frozenset[str] = frozenset()
     dtype: Callable[[Mapping[str, Any]], str] = lambda options: "keep"
     title: Callable[[Mapping[str, Any]], str] = lambda options: ""
+    bytes_per_weight: Callable[[Mapping[str, Any]], float] = lambda options: 2.0
     reads: Literal["merge", "checkpoint"] = "merge"
     survey: str | None = None
     suffix: str | None = None

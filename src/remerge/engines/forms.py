@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from remerge.engines.gguf import GGUF
 from remerge.engines.onnx import ONNX
 from remerge.engines.openvino_form import OPENVINO_FORM
 from remerge.errors import UsageError
+from remerge.merging.recipe import PLAIN_FORMS
 
 FORMS: Mapping[str, Form] = {
     form.name: form for form in (GGUF, ONNX, GPTQ, AWQ, GPTQMODEL_FORM, OPENVINO_FORM)
@@ -30,15 +31,24 @@ class Asked:
     files: Mapping[str, Path] = field(default_factory=dict[str, Path])
 
 
-def read_form(to: str, given: Mapping[str, Any], digest: Any) -> Asked | None:
+def read_form(to: str, given: Mapping[str, Any], digest: Callable[[Path], str]) -> Asked | None:
     """What ``--to`` and its options ask of an engine; None where no engine is needed.
 
     ``digest`` gives a file's SHA-256. Raises `UsageError` for options of another form, and for
     files that cannot be read.
     """
-    given = {name: value for name, value in given.items() if value not in (None, (), [])}
+    # An option that was not given is None, an empty list or False; zero was given.
+    absent = (None, False)
+    given = {
+        name: value
+        for name, value in given.items()
+        if not any(value is nothing for nothing in absent) and value not in ((), [])
+    }
     name, _, variant = to.partition(":")
     form = FORMS.get(name)
+    if form is None and to not in PLAIN_FORMS:
+        known = ", ".join((*PLAIN_FORMS, *FORMS))
+        raise UsageError(f"--to {to!r} is not known.", hint=f"Choose {known}.")
     for option in given:
         if form is None or option not in form.takes:
             flag = f"--{option.replace('_', '-')}"

@@ -17,7 +17,8 @@ from remerge.sources.ggml_types import FILE_TYPES, TYPES
 
 class GgufOptions(BaseModel):
     """llama.cpp's name of the mixture of types, types for tensors whose names match (regular
-    expression, type), the first of which decides, and the dtype that is quantised."""
+    expression, type), the first of which decides, the dtype that is quantised, and the SHA-256 of
+    an importance matrix."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -25,6 +26,7 @@ class GgufOptions(BaseModel):
     tensor_types: tuple[tuple[str, str], ...] = ()
     via: str = "float32"
     imatrix: str | None = None
+    allow_token_differences: bool = False
 
 
 def _read(variant: str, given: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -55,6 +57,7 @@ def _read(variant: str, given: Mapping[str, Any]) -> Mapping[str, Any]:
         tensor_types=tuple(found),
         via=_via(given.get("via")),
         imatrix=given.get("imatrix"),
+        allow_token_differences=bool(given.get("allow_token_differences")),
     ).model_dump(mode="json")
 
 
@@ -81,9 +84,12 @@ GGUF = Form(
     engine=LLAMA_CPP,
     module="remerge.engines.convert_gguf",
     read=_read,
-    takes=frozenset({"tensor_type", "via", "imatrix"}),
+    takes=frozenset({"tensor_type", "via", "imatrix", "allow_token_differences"}),
     files=frozenset({"imatrix"}),
     dtype=lambda options: options["via"],
     title=lambda options: options["file_type"],
+    bytes_per_weight=lambda options: (
+        TYPES[FILE_TYPES[options["file_type"]].default].row_bytes(256) / 256
+    ),
     suffix=".gguf",
 )

@@ -198,7 +198,7 @@ def _failure(name: str, said: str) -> RemergeError:
         )
     if _NO_ANSWER.search(said):
         return TryAgain(
-            f"{name} failed: {last}.",
+            f"{name} could not fetch the packages.",
             why="The package index did not answer.",
             hint=_SETTINGS,
         )

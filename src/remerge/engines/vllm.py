@@ -29,11 +29,12 @@ VLLM_CUDA = Engine(
     name="vllm",
     variant="cuda",
     enables=f"{_ENABLES} (the CUDA build)",
-    requirements=("vllm==0.32.0",),
+    requirements=("vllm==0.32.0", "torch==2.13.0", "transformers==5.19.0"),
     modules=("vllm",),
     lies_over=False,
     probe=_PROBE,
-    disk=12_000_000_000,
+    # An estimate: it was never installed where it could be measured.
+    disk=10_000_000_000,
 )
 
 VLLM = VLLM_CUDA if has_nvidia() else VLLM_CPU

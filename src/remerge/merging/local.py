@@ -287,6 +287,8 @@ class _Run:
         encoding = piece.plan.encoding
         if self.meter is None or encoding is None or encoding.role != "codes" or first:
             return
+        if encoding.change is None or not encoding.compares:
+            return
         found = encoded_blocks(encoding.codec.shape, self.meter.mode)
         for block, base, exact, output in round_trips(self.merged, encoding, found):
             self.meter.add(encoding.change.tensor, block, Sums.of(base, exact, output))

@@ -22,9 +22,10 @@ from remerge.errors import BadInput, Unsupported
 from remerge.merging.factor_cache import FactorCache
 from remerge.merging.kernel import TILE_ELEMENTS, Scratch, merge_elements
 from remerge.merging.preparations import decomposes, prepare
+from remerge.merging.remembered import remembering
 from remerge.merging.tensor_plan import Encoding, TensorPlan
 from remerge.sources.checkpoint import Checkpoint
-from remerge.sources.codecs.codec import Encodes, Values
+from remerge.sources.codecs.codec import Encodes, Joins, Values
 from remerge.sources.dtypes import BITS, torch_dtype
 from remerge.sources.reading import Reader, Source
 
@@ -41,6 +42,7 @@ class MergedCheckpoint(Mapping[str, "MergedTensor"]):
     _measured: dict[str, Mapping[str, torch.Tensor]] = field(
         default_factory=dict[str, Mapping[str, torch.Tensor]]
     )
+    _measuring: dict[str, Any] = field(default_factory=dict[str, Any])
     _lock: Any = field(default_factory=Lock)
     _local: Any = field(default_factory=local)
 
@@ -83,7 +85,7 @@ class MergedCheckpoint(Mapping[str, "MergedTensor"]):
         elif plan.change is not None:
             self.apply(plan.change, plan.source, source, target, first)
         elif source is not None:
-            _cast(plan, source, target, first)
+            _cast(plan.name, plan.dtype, source, target, first)
         else:
             raise ValueError(f"{plan.name} has neither a source nor a change")
 
@@ -150,20 +152,53 @@ class MergedCheckpoint(Mapping[str, "MergedTensor"]):
 
         return values
 
+    def to_encode(self, encoding: Encoding) -> Values:
+        """What a quantised format rounds: the merge in float64 where a base's own format is written
+        back, else rounded once to float32, as an output of that dtype would hold it."""
+        change, origin = encoding.change, encoding.origin
+        if change is not None and not encoding.anew:
+            return self.exact(change, origin)
+
+        def values(first: int, count: int) -> torch.Tensor:
+            if change is None:
+                assert origin is not None
+                source = self.reader.values(origin, first, count)
+                if source.dtype != torch.float64:
+                    return source.to(torch.float32)
+                target = torch.empty(count, dtype=torch.float32)
+                _cast(encoding.codec.name, "F32", source, target, first)
+                return target
+            target = torch.empty(count, dtype=torch.float32)
+            source = self._base_values(change, origin, first, count)
+            self.apply(change, origin, source, target, first)
+            return target
+
+        return values
+
     def encoded(self, encoding: Encoding, first: int, count: int) -> torch.Tensor:
-        """Elements of a part of a changed tensor in the base's quantised format, as stored."""
+        """Elements of a part of a tensor in a quantised format, as stored."""
         codec = encoding.codec
         assert isinstance(codec, Encodes)
-        values = self.exact(encoding.change, codec)
-        measured = self.measured(codec.name, codec, values)
-        return codec.encode(encoding.role, values, measured, first, count)
+        values = remembering(self.to_encode(encoding))
+        return codec.encode(encoding.role, values, self.measured(encoding), first, count)
 
-    def measured(self, name: str, codec: Encodes, values: Values) -> Mapping[str, torch.Tensor]:
-        """What encoding a tensor needs to know of the whole of it, computed at the first call."""
+    def measured(self, encoding: Encoding) -> Mapping[str, torch.Tensor]:
+        """What encoding a tensor needs to know of the whole of it, and of those that share it."""
+        alone = self._measured_alone(encoding)
+        if not isinstance(encoding.codec, Joins):
+            return alone
+        return encoding.codec.joined([alone, *map(self._measured_alone, encoding.shares)])
+
+    def _measured_alone(self, encoding: Encoding) -> Mapping[str, torch.Tensor]:
+        """Computed at the first call; who asks meanwhile waits, for this tensor alone."""
+        codec = encoding.codec
+        assert isinstance(codec, Encodes)
         with self._lock:
-            if name not in self._measured:
-                self._measured[name] = codec.measure(values)
-            return self._measured[name]
+            measuring = self._measuring.setdefault(codec.name, Lock())
+        with measuring:
+            if codec.name not in self._measured:
+                self._measured[codec.name] = codec.measure(self.to_encode(encoding))
+            return self._measured[codec.name]
 
     def prepare(self, change: Change, origin: Source | None) -> Sequence[Prepared]:
         """The preparations of a tensor's steps, computed at the first call.
@@ -191,9 +226,9 @@ class MergedCheckpoint(Mapping[str, "MergedTensor"]):
 
     @cached_property
     def _encoded(self) -> Mapping[str, TensorPlan]:
-        """One part of each tensor that is written back in a quantised format, by its name."""
+        """One part of each tensor that is written in a quantised format, by its name."""
         parts = [plan for plan in self.plans.values() if plan.encoding is not None]
-        return {plan.encoding.change.tensor: plan for plan in parts if plan.encoding is not None}
+        return {plan.encoding.codec.name: plan for plan in parts if plan.encoding is not None}
 
     def prepare_all(self, plans: Iterable[TensorPlan], threads: int) -> None:
         """The preparations of all these tensors: side by side, but for those that decompose, which
@@ -262,6 +297,10 @@ class MergedTensor:
     def __len__(self) -> int:
         return self.plan.shape[0]
 
+    def is_floating_point(self) -> bool:
+        """As a tensor's, which transformers asks while it loads a quantised model."""
+        return self.dtype.is_floating_point
+
     def __getitem__(self, key: Any) -> torch.Tensor:
         """Rows by int, slice, ``...`` or a tuple that begins with one of these."""
         parts = cast("tuple[Any, ...]", key if isinstance(key, tuple) else (key,))
@@ -288,7 +327,7 @@ class MergedTensor:
         return flat.reshape(stop - start, *self.plan.shape[1:])
 
 
-def _cast(plan: TensorPlan, source: torch.Tensor, target: torch.Tensor, first: int) -> None:
+def _cast(name: str, dtype: str, source: torch.Tensor, target: torch.Tensor, first: int) -> None:
     """An untouched tensor in another dtype; refuses a value that no longer fits."""
     wide = source.to(torch.float32) if source.dtype != torch.float64 else source
     target.copy_(wide)
@@ -296,8 +335,8 @@ def _cast(plan: TensorPlan, source: torch.Tensor, target: torch.Tensor, first: i
     if lost.any():
         where = first + int(lost.nonzero()[0])
         raise BadInput(
-            f"Tensor {plan.name} holds {float(wide[lost][0])} at element {where}, which does not "
-            f"fit {plan.dtype}.",
+            f"Tensor {name} holds {float(wide[lost][0])} at element {where}, which does not "
+            f"fit {dtype}.",
             hint="Merge with --dtype keep, bfloat16 or float32.",
         )
 

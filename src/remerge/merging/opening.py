@@ -93,7 +93,9 @@ def _part_plans(codec: Codec, change: Change | None) -> dict[str, TensorPlan]:
             part.shape,
             part,
             None,
-            Encoding(codec, role, change) if change is not None and role in rewritten else None,
+            Encoding(codec, role, change, codec)
+            if change is not None and role in rewritten
+            else None,
         )
         for role, part in codec.parts.items()
     }

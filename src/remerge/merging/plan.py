@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -138,7 +139,9 @@ class Plan:
 
     @property
     def decodes(self) -> bool:
-        """Whether tensors in a quantised format are read."""
+        """Whether tensors in a quantised format are read or written."""
+        if any(plan.encoding is not None for plan in self.tensors.values()):
+            return True
         origins = (plan.origin for plan in self.tensors.values())
         return any(
             origin is not None and not isinstance(origin, StoredTensor) for origin in origins
@@ -149,6 +152,12 @@ class Plan:
         """Whether full deltas of several adapters are combined."""
         changes = (plan.touched_by for plan in self.tensors.values())
         return any(isinstance(s, Combined) for c in changes if c is not None for s in c.steps)
+
+    @property
+    def written(self) -> Mapping[str, int]:
+        """How many tensors are quantised into which format that the base had them not in."""
+        codes = [plan.encoding for plan in self.tensors.values() if plan.encoding is not None]
+        return Counter(e.codec.format for e in codes if e.anew and e.role == "codes")
 
     @property
     def bytes_to_write(self) -> int:
@@ -205,7 +214,11 @@ def _piece_document(piece: Piece) -> dict[str, Any]:
         if plan.source.dtype != plan.dtype:
             document["dtype"] = [plan.source.dtype, plan.dtype]
     if plan.encoding is not None:
-        document["encoded"] = [plan.encoding.role, _origin(plan.encoding.codec)]
+        origin = plan.encoding.origin
+        document["encoded"] = [plan.encoding.role, None if origin is None else _origin(origin)]
+        if plan.encoding.anew:
+            document["encoded"].append(plan.encoding.codec.format)
+            document["encoded"] += [other.codec.name for other in plan.encoding.shares]
     if plan.touched_by is not None:
         document["steps"] = [step_name(step) for step in plan.touched_by.steps]
     return document

@@ -12,7 +12,11 @@ from remerge.adapters.lora.packing import ExpertPacking
 from remerge.errors import UsageError
 from remerge.merging.asked import find_adapter, read_method, read_prefer, read_weights
 from remerge.merging.methods.registry import ALIASES, METHODS
+from remerge.merging.schemes.registry import SCHEMES
 from remerge.sources.dtypes import NAMED
+
+# What --to may name without an engine.
+PLAIN_FORMS = ("safetensors", *SCHEMES, "adapter")
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
@@ -37,6 +41,8 @@ class Recipe(BaseModel):
     method's, defaults included; ``prefer`` says from which adapter (counted from 1) tensors are
     taken that several replace. ``adapter`` is set where the output is one; ``form`` holds what was
     asked of an output that an engine writes (`remerge.engines.form`).
+    ``quantize`` is the scheme of the checkpoint's linear layers but for modules to ``ignore``;
+    ``quantize_experts``: of experts also where transformers cannot read them.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -53,6 +59,9 @@ class Recipe(BaseModel):
     base_precision: Literal["stored", "dequantized", "original"] = "stored"
     simulate: Literal["nf4"] | None = None
     requantize: Literal["same"] | None = None
+    quantize: str | None = None
+    ignore: tuple[str, ...] = ()
+    quantize_experts: bool = False
     expert_packing: ExpertPacking = "auto"
     max_shard_size: int | None = Field(default=None, gt=0)
     tokenizer: str = Field(default="auto", pattern=r"^(auto|base|adapter(:\d+)?)$")
@@ -76,11 +85,20 @@ def make_recipe(
     copy_code: bool = False,
     to: str = "safetensors",
     form: Mapping[str, Any] | None = None,
+    ignore: Sequence[str] = (),
+    quantize_experts: bool = False,
 ) -> Recipe:
     """A recipe from what people write; ``adapters`` are their labels, ``form`` what an engine is to
     write, as it was read from ``to``. Raises `UsageError`."""
+    quantize = to if to in SCHEMES else None
+    to = "safetensors" if quantize is not None else to
     if form is None:
-        _choose("--to", to, ("safetensors", "adapter"))
+        _choose("--to", to, PLAIN_FORMS)
+    if quantize is None and (ignore or quantize_experts):
+        raise UsageError(
+            "--ignore and --quantize-experts belong to a scheme.",
+            hint=f"Write --to with one of {', '.join(SCHEMES)}.",
+        )
     if to != "safetensors":
         _check_single(
             to,
@@ -107,6 +125,15 @@ def make_recipe(
             f"--requantize cannot follow --method {found.name}, which rounds between adapters.",
             hint="Use another method, or merge one by one.",
         )
+    if quantize is not None and (requantize is not None or found.ordered):
+        raise UsageError(
+            f"--to {quantize} cannot go with "
+            + (f"--method {found.name}." if found.ordered else "--requantize."),
+            why="A merge that rounds between adapters has no unrounded values."
+            if found.ordered
+            else "One writes the base's own format, the other a new one.",
+            hint="Use another method." if found.ordered else "Leave one of them out.",
+        )
     if to == "adapter" and found.ordered:
         raise UsageError(
             f"--to adapter cannot follow --method {found.name}, which rounds between adapters.",
@@ -124,6 +151,9 @@ def make_recipe(
             "keep_float32": tuple(sorted(set(keep_float32))),
             "simulate": simulate,
             "requantize": requantize,
+            "quantize": quantize,
+            "ignore": _patterns(ignore),
+            "quantize_experts": quantize_experts,
             "expert_packing": expert_packing,
             "max_shard_size": limit,
             "tokenizer": _tokenizer(tokenizer, adapters),
@@ -145,6 +175,25 @@ def _check_single(to: str, given: Mapping[str, Any]) -> None:
                 f"{option} means nothing with --to {to}: {why}.",
                 hint=f"Leave out {option}, or --to {to}.",
             )
+
+
+def _patterns(ignore: Sequence[str]) -> tuple[str, ...]:
+    """Names of modules and ``re:`` expressions, as llm-compressor writes them."""
+    for text in ignore:
+        if text.startswith("re:") and not _is_pattern(text.removeprefix("re:")):
+            raise UsageError(
+                f"--ignore {text!r} is no regular expression.",
+                hint="Give a module's name, or an expression such as 're:.*down_proj'.",
+            )
+    return tuple(sorted(set(ignore)))
+
+
+def _is_pattern(text: str) -> bool:
+    try:
+        re.compile(text)
+    except re.error:
+        return False
+    return True
 
 
 def _own_rank(

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 
 import torch
 
 from remerge.merging.merged import MergedCheckpoint
+from remerge.merging.remembered import remembering
 from remerge.merging.retention import Block
 from remerge.merging.tensor_plan import Encoding
 from remerge.sources.checkpoint import StoredTensor
-from remerge.sources.codecs.codec import Encodes, Rounds, Values
-
-# A scale and the codes under it come from the same values, and so do neighbouring blocks.
-_KEPT = 2
+from remerge.sources.codecs.codec import Encodes, Rounds
 
 
 def round_trips(
@@ -22,10 +19,13 @@ def round_trips(
 ) -> Iterator[tuple[Block, torch.Tensor, torch.Tensor, torch.Tensor]]:
     """Each block with its values in the base, exactly merged (float64), and as the new codes
     decode."""
-    codec = encoding.codec
+    codec, change, origin = encoding.codec, encoding.change, encoding.origin
     assert isinstance(codec, Encodes)
-    values = _remembering(merged.exact(encoding.change, codec))
-    measured = merged.measured(codec.name, codec, values)
+    assert change is not None
+    assert origin is not None
+    values = remembering(merged.to_encode(encoding))
+    exactly = remembering(merged.exact(change, origin)) if encoding.anew else values
+    measured = merged.measured(encoding)
     roles = {part.name: role for role, part in codec.parts.items()}
 
     def read(part: StoredTensor, start: int, length: int) -> torch.Tensor:
@@ -34,26 +34,10 @@ def round_trips(
         return merged.reader.span(part, start, length)
 
     for block in blocks:
-        base = merged.reader.values(codec, block.first, block.count)
-        exact = values(block.first, block.count)
+        base = merged.reader.values(origin, block.first, block.count)
+        exact = exactly(block.first, block.count)
         if isinstance(codec, Rounds):
             output = codec.rounded(values, measured, block.first, block.count)
         else:
             output = codec.decode(read, block.first, block.count)
         yield block, base, exact, output
-
-
-def _remembering(values: Values) -> Values:
-    """The same values, the last few ranges kept; they must not be written to."""
-    kept: OrderedDict[tuple[int, int], torch.Tensor] = OrderedDict()
-
-    def remembered(first: int, count: int) -> torch.Tensor:
-        found = kept.pop((first, count), None)
-        if found is None:
-            found = values(first, count)
-        kept[first, count] = found
-        if len(kept) > _KEPT:
-            kept.popitem(last=False)
-        return found
-
-    return remembered

@@ -15,14 +15,34 @@ from remerge.sources.reading import Source
 
 @dataclass(frozen=True)
 class Encoding:
-    """A part of a changed tensor that is written back in the base's quantised format.
+    """A part of a tensor that is written in a quantised format.
 
-    ``codec`` also is an `Encodes`; ``role`` is the part's.
+    ``codec`` also is an `Encodes`; ``role`` is the part's. ``origin`` is the base's tensor that the
+    values start from: ``codec`` itself where the base's format is written back; None for a tensor
+    that the base lacks. ``change`` is None for a tensor that no delta touches. ``shares`` are the
+    codes of the tensors that share what is measured.
     """
 
     codec: Codec
     role: str
-    change: Change
+    change: Change | None
+    origin: Source | None
+    shares: tuple[Encoding, ...] = ()
+
+    @property
+    def anew(self) -> bool:
+        """Whether the tensor was in no such format before: it is quantised from float32 then."""
+        return self.origin is not self.codec
+
+    @property
+    def compares(self) -> bool:
+        """Whether there is a delta to measure: the base holds a tensor of floats of this shape."""
+        return (
+            self.change is not None
+            and self.origin is not None
+            and self.origin.dtype in MERGEABLE
+            and tuple(self.origin.shape) == tuple(self.codec.shape)
+        )
 
 
 @dataclass(frozen=True)
@@ -72,7 +92,7 @@ class TensorPlan:
     @property
     def origin(self) -> Source | None:
         """The base's tensor, decoded, that the change starts from."""
-        return self.source if self.encoding is None else self.encoding.codec
+        return self.source if self.encoding is None else self.encoding.origin
 
     @property
     def elements(self) -> int:

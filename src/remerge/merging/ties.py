@@ -28,6 +28,7 @@ from remerge.adapters.deltas import (
 )
 
 _NEAR = 2.0**-40
+_SLAB = 2**14
 _EXACT = (LowRank, Added, Replaced, ReplacedRows)
 # Splits a float64 into two halves whose products are exact (Dekker 1971).
 _SPLITTER = 2.0**27 + 1
@@ -45,15 +46,10 @@ def settle_ties(
     """
     if not all(isinstance(step, _EXACT) for step in change.steps):
         return
-    margin = tile.abs()
-    if source is not None:
-        margin += source.view(tile.shape).abs().to(tile.device)
-    margin *= _NEAR
-    near = (tile - margin).to(torch.float32) != (tile + margin).to(torch.float32)
-    near &= tile.isfinite()
-    rows, cols = np.nonzero(near.numpy(force=True))
-    if not len(rows):
+    flat = _near_ties(tile.reshape(-1), source)
+    if not len(flat):
         return
+    rows, cols = np.divmod(flat, tile.shape[1])
     base = np.zeros(len(rows))
     if source is not None:
         base = source.view(tile.shape)[rows, cols].to(torch.float64).numpy(force=True)
@@ -69,6 +65,23 @@ def settle_ties(
         row, col = int(places[0][i]), int(places[1][i])
         values[i] = _toward(_exact(change, float(base[i]), row, col, load))
     tile[rows, cols] = torch.as_tensor(values, device=tile.device)
+
+
+def _near_ties(tile: torch.Tensor, source: torch.Tensor | None) -> Places:
+    """The finite elements that lie near a tie; in slabs that stay in cache, and need no new pages
+    for what is computed on the way."""
+    found: list[Places] = []
+    for at in range(0, tile.numel(), _SLAB):
+        values = tile[at : at + _SLAB]
+        margin = values.abs()
+        if source is not None:
+            margin += source[at : at + _SLAB].abs().to(tile.device)
+        margin *= _NEAR
+        near = (values - margin).to(torch.float32) != (values + margin).to(torch.float32)
+        places = np.flatnonzero(near.numpy(force=True))
+        # What is not finite differs from itself as well: looked at here, where it is little.
+        found.append(places[np.isfinite(values.numpy(force=True)[places])] + at)
+    return np.concatenate(found) if found else np.empty(0, dtype=np.int64)
 
 
 def _sum_pairs(

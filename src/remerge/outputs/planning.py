@@ -15,6 +15,7 @@ from remerge.errors import BadInput, UsageError
 from remerge.merging.opening import asked_dtype, hint_of, plan_tensors, read_changes
 from remerge.merging.plan import OutputFile, Plan, SideFile
 from remerge.merging.preparations import check_memory, decomposes
+from remerge.merging.quantising import quantised
 from remerge.merging.recipe import Recipe
 from remerge.merging.replacements import copies_of
 from remerge.merging.several import combine
@@ -196,6 +197,10 @@ def make_plan(inputs: Inputs, recipe: Recipe, max_memory: int) -> Plan:
     if recipe.simulate is not None:
         readable = simulated(readable, hint_of(adapters[0].config if adapters else {}))
     tensors = plan_tensors(base, readable, changes, recipe)
+    scheme = None
+    if recipe.quantize is not None:
+        scheme = quantised(readable, tensors, hint_of(adapters[0].config), recipe)
+        tensors = dict(scheme.tensors)
     for change in changes.tensors.values():
         check_memory(change, max_memory)
     files: tuple[OutputFile, ...] = ()
@@ -214,7 +219,9 @@ def make_plan(inputs: Inputs, recipe: Recipe, max_memory: int) -> Plan:
             recipe,
             changes.config,
             unpacked=usual_dtype(tensors) if unpacked else None,
+            quantisation=None if scheme is None else scheme.stated,
         )
+        notes = notes if scheme is None else (*notes, *scheme.notes)
         index = index_document(base, files)
         if index is not None:
             side = (*side, SideFile(index[0], content=index[1]))

@@ -39,8 +39,11 @@ def _home(plan: TensorPlan, base: Checkpoint) -> str:
     """The shard that a tensor goes to: where its bytes or codes come from, else the last."""
     if plan.name in base.tensors:
         return base.tensors[plan.name].shard
-    if plan.source is not None and not isinstance(plan.source, StoredTensor):
-        return plan.source.parts["codes"].shard
+    if plan.encoding is not None and isinstance(plan.encoding.origin, StoredTensor):
+        return plan.encoding.origin.shard
+    source = plan.source if plan.encoding is None else plan.encoding.origin
+    if source is not None and not isinstance(source, StoredTensor):
+        return source.parts["codes"].shard
     return base.shards[-1].name
 
 

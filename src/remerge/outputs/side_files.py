@@ -51,11 +51,13 @@ def side_files(
     recipe: Recipe,
     changes: Mapping[str, object],
     unpacked: str | None = None,
+    quantisation: Mapping[str, Any] | None = None,
 ) -> tuple[tuple[SideFile, ...], tuple[str, ...]]:
     """The output's side files, and sentences for the user about them.
 
     ``changes`` are dotted keys of config.json with their new values; ``unpacked`` is the dtype of
-    the output where the base is quantised and the output is not.
+    the output where the base is quantised and the output not as the base; ``quantisation`` is the
+    output's own ``quantization_config``.
     """
     notes: list[str] = []
     files: dict[str, SideFile] = {}
@@ -75,7 +77,7 @@ def side_files(
             f"{', '.join(base.left_out)}."
         )
     notes += _take_tokenizer(files, _brought(adapters, labels, recipe), recipe)
-    document = _changed_config(base.config, recipe, changes, unpacked)
+    document = _changed_config(base.config, recipe, changes, unpacked, quantisation)
     if document is not None:
         text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
         files["config.json"] = SideFile("config.json", content=text.encode())
@@ -191,6 +193,7 @@ def _changed_config(
     recipe: Recipe,
     changes: Mapping[str, object],
     unpacked: str | None,
+    quantisation: Mapping[str, Any] | None,
 ) -> dict[str, Any] | None:
     """A copy of config.json with the changes, or None where nothing changes."""
     kept = unquantised(config) if unpacked is not None else config
@@ -204,6 +207,8 @@ def _changed_config(
     dtype = unpacked if recipe.dtype == "keep" else recipe.dtype
     if dtype is not None:
         _set_dtype(document, str(torch_dtype(dtype)).removeprefix("torch."))
+    if quantisation is not None:
+        document["quantization_config"] = dict(quantisation)
     return document if document != config else None
 
 

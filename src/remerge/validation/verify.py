@@ -10,17 +10,16 @@ from typing import Any
 
 import torch
 
-from remerge.artefacts import user_index
 from remerge.artefacts.adapter_manifest import AdapterManifest, is_combined, read_adapter_manifest
-from remerge.artefacts.digests import file_digest, weight_digests
+from remerge.artefacts.digests import file_digest
 from remerge.artefacts.engine_manifest import (
     EngineManifest,
     is_engine_made,
     read_engine_manifest,
 )
 from remerge.artefacts.making import Report
-from remerge.artefacts.manifest import InputRecord, Manifest, read_manifest
-from remerge.errors import BadInput, IntegrityError, NotReproduced, UsageError
+from remerge.artefacts.manifest import Manifest, read_manifest
+from remerge.errors import BadInput, IntegrityError, NotReproduced
 from remerge.merging.budget import Resources
 from remerge.merging.local import derive
 from remerge.merging.plan import OutputFile, Plan
@@ -33,6 +32,7 @@ from remerge.validation.findings import (
     failure,
     restore_preparations,
 )
+from remerge.validation.origins import adapters_of, base_digests, check_input, place_of
 from remerge.validation.verify_engine_made import verify_engine_made
 
 
@@ -65,13 +65,13 @@ def verify(
     manifest = _manifest(output)
     _check_present(output if output.is_dir() else output.parent, manifest)
     inputs = open_inputs(
-        base or _place_of(manifest.base, "base"),
-        _given(manifest, adapters) or [_place_of(r, "adapter") for r in manifest.adapters],
+        base or place_of(manifest.base, "base"),
+        adapters_of(manifest.adapters, adapters),
         copy_code=manifest.recipe.copy_code,
     )
     inputs = replace(inputs, original=manifest.recipe.base_precision == "original")
     for record, opened in zip(manifest.adapters, inputs.adapters, strict=True):
-        _check_input(record, opened.path, opened.digests(), "adapter")
+        check_input(record, opened.path, opened.digests(), "adapter")
     plan = make_plan(inputs, manifest.recipe, max_memory)
     if plan.plan_id != manifest.plan_id:
         raise NotReproduced(
@@ -83,12 +83,12 @@ def verify(
         # It always imports transformers, which takes seconds; most merges can do without.
         from remerge.validation.verify_adapter import verify_adapter
 
-        _check_input(manifest.base, plan.base.path, _base_digests(plan), "base")
+        check_input(manifest.base, plan.base.path, base_digests(plan), "base")
         return verify_adapter(
             output, manifest, inputs, plan, max_memory, threads, device=device, report=report
         )
     if isinstance(manifest, EngineManifest):
-        _check_input(manifest.base, plan.base.path, _base_digests(plan), "base")
+        check_input(manifest.base, plan.base.path, base_digests(plan), "base")
         return verify_engine_made(output, manifest, inputs, plan, threads, pythons, report=report)
     sink = _Comparer(output)
     resources = Resources.of(max_memory, threads, quantised=plan.decodes, combines=plan.combines)
@@ -99,7 +99,7 @@ def verify(
         counter = _counter(sum(part.size for part in (*plan.files, *unread)), report)
         digests = derive(merged, plan.files, unread, sink, resources, counter)
     digests["config.json"] = file_digest(plan.base.path / "config.json")
-    _check_input(manifest.base, plan.base.path, digests, "base")
+    check_input(manifest.base, plan.base.path, digests, "base")
     _judge(output, manifest, plan, sink)
     compared = sum(record.size for record in manifest.outputs)
     return VerifyReport(
@@ -138,50 +138,6 @@ def _check_present(output: Path, manifest: Manifest | AdapterManifest | EngineMa
                 f"{path} has {path.stat().st_size:,} bytes; its manifest says {record.size:,}.",
                 why="It was changed or damaged after the merge.",
             )
-
-
-def _given(
-    manifest: Manifest | AdapterManifest | EngineManifest, adapters: Sequence[str | Path]
-) -> Sequence[str | Path]:
-    """The adapters as they were given, all or none."""
-    if adapters and len(adapters) != len(manifest.adapters):
-        names = ", ".join(record.name for record in manifest.adapters)
-        raise UsageError(
-            f"Adapters given: {len(adapters)}; adapters in the merge: {len(manifest.adapters)}.",
-            hint=f"Give all, in this order: {names}.",
-        )
-    return adapters
-
-
-def _place_of(record: InputRecord, kind: str) -> str:
-    """Where an input of the manifest can be read: the Hub, or where it was last seen."""
-    if record.hub_id is not None:
-        reference = f"{record.hub_id}@{record.commit}" if record.commit else record.hub_id
-        return f"{reference}:{record.subfolder}" if record.subfolder else reference
-    found = user_index.location({file.name: file.sha256 for file in record.files})
-    if found is None or not found.is_dir():
-        raise BadInput(
-            f"It is not known where the {kind} {record.name!r} lies now.",
-            why="It was merged on another machine, or has been moved.",
-            hint=f"Name it with --{kind} PATH.",
-        )
-    return str(found)
-
-
-def _check_input(record: InputRecord, path: Path, digests: dict[str, str], kind: str) -> None:
-    for file in record.files:
-        if digests.get(file.name) != file.sha256:
-            raise IntegrityError(
-                f"The {kind}'s {path / file.name} is not the file that the manifest names.",
-                why=f"The {kind} was changed or replaced since the merge, or another was given.",
-                hint=f"Name the right one with --{kind} PATH.",
-            )
-
-
-def _base_digests(plan: Plan) -> dict[str, str]:
-    digests = weight_digests([shard.path for shard in plan.base.shards])
-    found = {shard.name: digests[shard.path] for shard in plan.base.shards}
-    return found | {"config.json": file_digest(plan.base.path / "config.json")}
 
 
 def _counter(total: int, report: Report) -> Callable[[int, str], None]:

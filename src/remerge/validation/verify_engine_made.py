@@ -10,7 +10,7 @@ from remerge.artefacts import user_index
 from remerge.artefacts.digests import file_digest, input_digests
 from remerge.artefacts.engine_manifest import EngineManifest
 from remerge.artefacts.making import Report
-from remerge.artefacts.making_by_engine import About, Work, key_of
+from remerge.artefacts.making_by_engine import Work, key_of
 from remerge.artefacts.manifest import FileRecord
 from remerge.engines.forms import FORMS, Asked
 from remerge.errors import BadInput, NotReproduced, Unsupported
@@ -34,9 +34,8 @@ def verify_engine_made(
     """Derive the file again, from inputs that were found to be those of its manifest.
 
     Nothing of it is kept: one file is quantised into the void, several are written to a temporary
-    directory. What an engine may write differently each
-    time is compared with its manifest alone, and the report says so. Raises `UsageError` where the
-    engine's environment is missing.
+    directory. What an engine may write differently each time is compared with its manifest alone,
+    and the report says so. Raises `UsageError` where the engine's environment is missing.
     """
     folder = output if output.is_dir() else output.parent
     form = FORMS.get(manifest.recipe.format)
@@ -56,21 +55,21 @@ def verify_engine_made(
         return VerifyReport(
             output, manifest.merge_key, len(manifest.outputs), 0, size, (*plan.notes, _ONCE)
         )
-    # The names that the inputs had then: they may lie elsewhere now.
-    base, adapters = manifest.base.name, tuple(record.name for record in manifest.adapters)
-    if key_of(plan, input_digests(plan), asked, base, adapters) != manifest.merge_key:
+    if key_of(plan, input_digests(plan), asked, manifest.origin) != manifest.merge_key:
         raise NotReproduced(
             f"{output} was made with another {manifest.engine}: {manifest.versions}.",
             why="It may give other bytes.",
         )
-    about = About(base, adapters, manifest.merge_key)
-    work = Work(inputs, plan, asked, about, threads, pythons, report)
+    key = manifest.merge_key
+    work = Work(inputs, plan, asked, manifest.origin, key, threads, pythons, report)
     with tempfile.TemporaryDirectory(prefix="remerge-verify-") as place:
         name = None if form.suffix is None else _weights(output, manifest, form.suffix).name
         found = work.again(Path(place), name)
     for record in manifest.outputs:
         as_recorded = file_digest(folder / record.name) == record.sha256
-        if found.get(record.name) != record.sha256 or not as_recorded:
+        # What lies beside one file is not written again.
+        derived = found.get(record.name, record.sha256 if form.suffix is not None else None)
+        if derived != record.sha256 or not as_recorded:
             raise failure(folder / record.name, "", as_recorded)
     return checked
 

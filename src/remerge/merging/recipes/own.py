@@ -30,11 +30,12 @@ _TEXTS = (
     "imatrix",
     "calibration",
 )
-_LISTS = ("prefer", "keep_float32", "tensor_type")
+_LISTS = ("prefer", "keep_float32", "tensor_type", "ignore")
+_FLAGS = ("copy_code", "allow_token_differences", "quantize_experts")
 _NUMBERS = ("calibration_samples", "calibration_length", "group_size")
-_OTHERS = ("weights", "max_shard_size", "copy_code", *_NUMBERS)
+_OTHERS = ("weights", "max_shard_size", *_NUMBERS)
 _INPUTS = ("base", "adapters", "output", "parameters")
-KEYS = frozenset({*_TEXTS, *_LISTS, *_OTHERS, *_INPUTS, *ALL_PARAMETERS})
+KEYS = frozenset({*_TEXTS, *_LISTS, *_FLAGS, *_OTHERS, *_INPUTS, *ALL_PARAMETERS})
 
 # Options that change no byte of the output.
 _RESOURCES = frozenset(
@@ -61,8 +62,7 @@ def _read(fields: Fields) -> RecipeFile:
     fields.refuse_unknown(KEYS)
     options: dict[str, Any] = {key: fields.text(key) for key in _TEXTS if key in fields.values}
     options |= {key: fields.texts(key) for key in _LISTS if key in fields.values}
-    if "copy_code" in fields.values:
-        options["copy_code"] = fields.flag("copy_code")
+    options |= {key: fields.flag(key) for key in _FLAGS if key in fields.values}
     options |= {
         key: fields.values[key] for key in ("max_shard_size", *_NUMBERS) if key in fields.values
     }

@@ -7,7 +7,7 @@ import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -15,27 +15,45 @@ import numpy.typing as npt
 from remerge.errors import BadInput, Unsupported
 from remerge.sources.ggml_types import TensorType
 
-# Packages whose libraries export ggml's quantisers, though none promises to.
-_PACKAGES = ("xllamacpp", "llama_cpp")
+# Packages that carry them, as they are imported and as they are published, the best first: the
+# libraries of two export them, though neither promises to; cyllama quantises files.
+_PACKAGES = {
+    "xllamacpp": "xllamacpp",
+    "cyllama": "cyllama",
+    "llama_cpp": "llama-cpp-python",
+}
 _SYMBOLS = ("ggml_quantize_chunk", "ggml_quantize_init", "ggml_row_size", "ggml_validate_row_data")
 
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
 
 
-@dataclass(frozen=True)
-class Quantiser:
-    """The library's functions, and the package it came with."""
+class Quantiser(Protocol):
+    """Quantisers of ggml's, and the distribution that they came with."""
 
-    package: str
-    library: Any
+    @property
+    def package(self) -> str: ...
 
     def quantise(self, rows: Floats, kind: TensorType, imatrix: Floats | None = None) -> Bytes:
         """Rows (n, columns) as ggml stores them: (n, bytes of a row).
 
         ``imatrix`` weights the columns. Raises `BadInput` for values that the type cannot hold.
         """
+        ...
+
+
+@dataclass(frozen=True)
+class Exported:
+    """The functions of a library that exports them."""
+
+    package: str
+    library: Any
+
+    def quantise(self, rows: Floats, kind: TensorType, imatrix: Floats | None = None) -> Bytes:
         rows = np.ascontiguousarray(rows, dtype=np.float32)
+        # ggml's own check sees what it has made, and of a NaN some types make a number.
+        if not np.isfinite(rows).all():
+            raise not_finite(kind)
         count, columns = rows.shape
         found = np.empty((count, kind.row_bytes(columns)), np.uint8)
         weights = None if imatrix is None else imatrix.ctypes.data
@@ -43,30 +61,44 @@ class Quantiser:
             kind.number, rows.ctypes.data, found.ctypes.data, 0, count, columns, weights
         )
         if not self.library.ggml_validate_row_data(kind.number, found.ctypes.data, found.nbytes):
-            raise BadInput(f"{kind.name} cannot hold these values: some are not finite in it.")
+            raise not_finite(kind)
         return found
 
 
+def not_finite(kind: TensorType) -> BadInput:
+    """What is said of values that ggml's own check refuses."""
+    return BadInput(f"{kind.name} cannot hold these values: some are not finite in it.")
+
+
 def open_quantiser() -> Quantiser:
-    """The first package that is installed and exports what is needed; raises `Unsupported`."""
-    for package in _PACKAGES:
-        for path in _libraries(package):
+    """That of the first package that is installed and has what is needed; raises `Unsupported`."""
+    for module, package in _PACKAGES.items():
+        if module == "cyllama":
+            if importlib.util.find_spec(module) is not None:
+                from remerge.outputs.gguf.file_quantiser import FileQuantiser
+
+                return FileQuantiser(package)
+            continue
+        for path in _libraries(module):
             try:
                 library = ctypes.CDLL(str(path))
             except OSError:
                 continue
             if all(hasattr(library, symbol) for symbol in _SYMBOLS):
-                return Quantiser(package, _typed(library))
+                return Exported(package, _typed(library))
     raise Unsupported(
-        f"None of {', '.join(_PACKAGES)} exports ggml's quantisers.",
-        hint="Run: remerge engines install llama.cpp",
+        f"No quantisers of ggml's: of {', '.join(_PACKAGES.values())} none is installed whose "
+        "libraries export them.",
+        why="Another version, or the build for another platform, may hide them.",
+        hint="Run: remerge engines install llama.cpp. With an interpreter of your own, install "
+        "cyllama there: it quantises without them.",
     )
 
 
-def _libraries(package: str) -> Iterator[Path]:
-    spec = importlib.util.find_spec(package)
+def _libraries(module: str) -> Iterator[Path]:
+    spec = importlib.util.find_spec(module)
     for folder in (spec.submodule_search_locations or ()) if spec else ():
-        yield from sorted(Path(folder).rglob("*.so"))
+        yield from sorted(p for p in Path(folder).rglob("*") if p.suffix in (".so", ".dylib"))
 
 
 def _typed(library: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -96,6 +96,15 @@ class Rounds(Encodes, Protocol):
         self, values: Values, measured: Mapping[str, torch.Tensor], first: int, count: int
     ) -> torch.Tensor:
         """What `decode` gives for elements ``[first, first + count)`` once all is encoded."""
+        ...
+
+
+@runtime_checkable
+class Joins(Encodes, Protocol):
+    """An `Encodes` whose measured numbers may be those of several tensors together."""
+
+    def joined(self, found: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        """What `encode` is given, from what `measure` gave of this tensor and of the others."""
         ...
 
 

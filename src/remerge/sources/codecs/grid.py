@@ -109,9 +109,11 @@ def extremes(grid: Grid, values: Values, line: int, end: int) -> tuple[torch.Ten
     for at in range(first, stop, step):
         until = min(at + step, stop)
         found = values(at * grid.columns, (until - at) * grid.columns).to(torch.float32)
-        blocks = torch.nn.functional.pad(
-            found.view(until - at, grid.columns), (0, grid.wide * grid.block_columns - grid.columns)
-        ).view(until - at, grid.wide, grid.block_columns)
+        blocks = found.view(until - at, grid.columns)
+        beyond = grid.wide * grid.block_columns - grid.columns
+        if beyond:
+            blocks = torch.nn.functional.pad(blocks, (0, beyond))
+        blocks = blocks.view(until - at, grid.wide, grid.block_columns)
         lines = torch.arange(at, until)
         lines = lines // grid.rows * grid.high + lines % grid.rows // grid.block_rows - line
         index = lines.unsqueeze(1).expand(-1, grid.wide)

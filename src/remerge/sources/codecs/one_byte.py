@@ -13,6 +13,7 @@ from math import prod
 
 import torch
 
+from remerge.errors import BadInput
 from remerge.sources.checkpoint import StoredTensor
 from remerge.sources.codecs.codec import Read, Values
 from remerge.sources.codecs.exponents import POWERS, shared_exponents
@@ -91,7 +92,12 @@ class OneByte:
         self, role: str, values: Values, measured: Mapping[str, torch.Tensor], row: int, stop: int
     ) -> torch.Tensor:
         """Rows ``[row, stop)`` of a part."""
-        line, end = self.grid.lines(row, stop) if role == "codes" else (row, stop)
+        line, end = row, stop
+        merged, width = torch.empty(0), self.grid.columns
+        if role == "codes":
+            line, end = self.grid.lines(row, stop)
+            merged = values(row * width, (stop - row) * width).to(torch.float32)
+            values = _beside(merged, row * width, values)
         if "low" in measured:
             low, high = measured["low"][line:end], measured["high"][line:end]
         else:
@@ -101,9 +107,7 @@ class OneByte:
             return stored
         if role == "weight_zero_point":
             return zeros.to(torch_dtype(self.parts[role].dtype))
-        width = self.grid.columns
-        merged = values(row * width, (stop - row) * width).to(torch.float32).view(-1, width)
-        scaled = merged / self.grid.spread(scales, row, stop)
+        scaled = merged.view(-1, width) / self.grid.spread(scales, row, stop)
         if self.scheme.kind == "float":
             return scaled.clamp_(-_FLOAT8_MAX, _FLOAT8_MAX).to(torch.float8_e4m3fn)
         scaled += self.grid.spread(zeros, row, stop)
@@ -130,9 +134,26 @@ class OneByte:
         scales = torch.where(scales == 0, torch.finfo(torch.float32).eps, scales)
         dtype = torch_dtype(kind)
         stored = scales.to(dtype)
+        if (stored.isinf() & scales.isfinite()).any():
+            raise BadInput(
+                f"Tensor {self.name} has values of {float(high.maximum(-low).max()):.3g}, whose "
+                f"scale does not fit {str(dtype).removeprefix('torch.')}.",
+                hint="Merge with --dtype bfloat16 or float32, or check the adapter's scaling.",
+            )
         # What float16 cannot hold would divide by zero.
         stored = torch.where(stored == 0, torch.tensor(torch.finfo(dtype).eps, dtype=dtype), stored)
         return stored, stored.to(torch.float32), zeros
+
+
+def _beside(held: torch.Tensor, origin: int, values: Values) -> Values:
+    """Values of which those from element ``origin`` on are in memory already."""
+
+    def found(first: int, count: int) -> torch.Tensor:
+        if origin <= first and first + count <= origin + len(held):
+            return held[first - origin :][:count]
+        return values(first, count)
+
+    return found
 
 
 def _range(scheme: Scheme) -> tuple[float, float]:

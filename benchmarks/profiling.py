@@ -1,4 +1,4 @@
-"""Where a merge's processor time goes: `python benchmarks/profile.py BASE ADAPTER OUT`.
+"""Where a merge's processor time goes: `python benchmarks/profiling.py BASE ADAPTER OUT`.
 
 Wraps the few functions that do the work and sums their thread time, so the shares add up to the
 whole whatever the threads wait for.

@@ -1,0 +1,1 @@
+"""Ways to quantise weights without data, as compressed-tensors stores them."""

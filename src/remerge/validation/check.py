@@ -1,0 +1,428 @@
+"""An artefact in the real engine against the merge in float32: the same prompts, the probabilities
+of what comes next at every position, and a verdict.
+
+Engine and reference are processes of their own, one after the other: never are two models in
+memory.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from remerge.artefacts.making import Report, write_side_file
+from remerge.engines.calling import call
+from remerge.engines.environments import python_of
+from remerge.engines.registry import engine_of
+from remerge.engines.scorers import SCORERS, Scorer
+from remerge.engines.scoring import Questions, Scores
+from remerge.engines.tokenisation import TEXTS, Difference, differences, open_tokenizer
+from remerge.errors import BadInput, UsageError
+from remerge.merging.plan import Plan
+from remerge.merging.recipe import Recipe
+from remerge.outputs.planning import Inputs, make_plan, open_inputs
+from remerge.sources.documents import as_object, read_json_object
+from remerge.sources.ggml_types import FILE_TYPES
+from remerge.validation.artefact import Artefact, find_artefact
+from remerge.validation.limits import (
+    Gate,
+    gates,
+    kl_limit,
+    limit_of,
+    server_gate,
+    share_gate,
+    tokenisation_gate,
+)
+from remerge.validation.origins import adapters_of, base_digests, check_input, place_of
+from remerge.validation.prompts import built_in, cut, read_prompts
+from remerge.validation.score_comparison import (
+    Comparison,
+    Share,
+    adapter_share,
+    compare,
+    likeliest_difference,
+)
+from remerge.validation.static_checks import STATIC, check_statically
+
+Word = Literal["served", "scored", "loaded", "statically checked"]
+
+ENGINES = (*SCORERS, *STATIC)
+REFERENCE = "remerge.engines.score_transformers"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How much is asked of an engine: prompts, tokens of each, answers and their tokens."""
+
+    prompts: int = 8
+    tokens: int = 128
+    answers: int = 3
+    answer_tokens: int = 24
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What engine and reference go on with, greedily. Shown, and never judged: where two tokens are
+    nearly as likely, rounding decides, and all that follows differs."""
+
+    prompt: str
+    engine: str
+    reference: str
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What a check found. ``word`` says how far it went: *served* (the engine's own server or loop
+    answered, and its log-probabilities were compared), *scored* (a reference reader's were),
+    *loaded* (it loaded, and no more) or *statically checked* (files and configuration were read).
+    """
+
+    output: Path
+    engine: str
+    word: Word
+    passed: bool
+    format: str | None
+    reference: str
+    gates: tuple[Gate, ...]
+    comparison: Comparison | None = None
+    noise: Comparison | None = None
+    share: Share | None = None
+    tokenisation: tuple[Difference, ...] = ()
+    answers: tuple[Answer, ...] = ()
+    notes: tuple[str, ...] = ()
+    versions: Mapping[str, str] = field(default_factory=dict[str, str])
+    seconds: float = 0.0
+    peak_memory: int = 0
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What an artefact is compared with: a request for `score_transformers`, and its words."""
+
+    request: Mapping[str, Any]
+    words: str
+    tokenizer: Path
+    config: Mapping[str, Any]
+    elements: int | None
+    has_base: bool
+    notes: tuple[str, ...] = ()
+
+
+def check(
+    output: Path,
+    engine: str,
+    *,
+    base: str | Path | None = None,
+    adapters: Sequence[str | Path] = (),
+    reference: Path | None = None,
+    prompts: Path | None = None,
+    form: str | None = None,
+    settings: Settings,
+    pythons: Mapping[str, str],
+    threads: int | None = None,
+    max_memory: int,
+    report: Report,
+) -> CheckReport:
+    """Load ``output`` in ``engine`` and compare it with the merge in float32, or ``reference``.
+
+    Raises `UsageError` for an engine that is missing or does not read this kind of artefact, and
+    where there is nothing to compare with; what an engine cannot load raises `BadInput`. A gate
+    that does not hold raises nothing: the report says so.
+    """
+    started = time.time()
+    if engine not in ENGINES:
+        raise UsageError(f"There is no engine {engine!r}.", hint=f"Choose {', '.join(ENGINES)}.")
+    artefact = find_artefact(output)
+    if engine in STATIC:
+        return _static(output, engine, artefact, started)
+    scorer = SCORERS[engine]
+    if artefact.kind not in scorer.reads:
+        fitting = [s.name for s in SCORERS.values() if artefact.kind in s.reads]
+        raise UsageError(
+            f"{engine} does not read {_KINDS[artefact.kind]}.",
+            hint=f"Choose --engine {' or '.join(fitting)}.",
+        )
+    if form is not None:
+        limit_of(form)
+    python = interpreter(scorer, artefact, pythons)
+    with tempfile.TemporaryDirectory(prefix="remerge-check-") as folder:
+        work = Path(folder)
+        against = reference_of(output, artefact, reference, base, adapters, work, max_memory)
+        _check_memory(against)
+        tokenizer = open_tokenizer(against.tokenizer)
+        asked = built_in() if prompts is None else read_prompts(prompts, tokenizer)
+        length = prompt_length(against.config, settings)
+        chosen = cut(asked, tokenizer, settings.prompts, length)
+        texts = tuple(dict.fromkeys((*TEXTS, *chosen.texts)))
+        questions = Questions(texts, chosen.prompts, settings.answers, settings.answer_tokens)
+        request = {
+            **questions.as_request(),
+            "artefact": str(artefact.place.absolute()),
+            "scores": str(work / "engine.npy"),
+            "threads": threads,
+        }
+        told = call(python, scorer.module, request, report)
+        form = form or artefact.format or _told_format(told)
+        limit = limit_of(form or "unknown")
+        expected = [list(tokenizer(text)["input_ids"]) for text in texts]
+        cuts = differences(expected, told["tokens"])
+        found: dict[str, Any] = {
+            "output": output,
+            "engine": engine,
+            "format": form,
+            "reference": against.words,
+            "tokenisation": tuple(cuts),
+        }
+        holds = [tokenisation_gate(len(texts), len(cuts))]
+        notes = [*against.notes, *chosen.notes, *told["notes"]]
+        if told.get("loaded_only"):
+            notes.append(f"It loaded, and could not be scored: {told['loaded_only']}")
+            holds.append(Gate("scores", "none", "some", False))
+            return CheckReport(
+                **found,
+                word="loaded",
+                passed=False,
+                gates=tuple(holds),
+                notes=tuple(notes),
+                versions=told["versions"],
+                seconds=time.time() - started,
+                peak_memory=told["peak_memory"],
+            )
+        wanted = {
+            **questions.as_request(),
+            **against.request,
+            "scores": str(work / "reference.npy"),
+            "base_scores": str(work / "base.npy") if against.has_base else None,
+            "noise_scores": str(work / "noise.npy") if limit.noise else None,
+            "noise": limit.noise,
+        }
+        said = call(Path(sys.executable), REFERENCE, wanted, report)
+        scores, truth = Scores.read(work / "engine.npy"), Scores.read(work / "reference.npy")
+        comparison = compare(truth, scores, questions)
+        noise = None
+        if limit.noise:
+            noise = compare(truth, Scores.read(work / "noise.npy"), questions)
+        holds += gates(comparison, limit, noise)
+        share = None
+        if said["compares_base"]:
+            share = adapter_share(Scores.read(work / "base.npy"), truth, scores)
+            gate = share_gate(share)
+            if gate is None:
+                notes.append(
+                    "These prompts cannot tell whether the adapter is there: it hardly changes "
+                    "what comes next. Give some of its task with --prompts."
+                )
+            else:
+                holds.append(gate)
+        if told.get("served"):
+            holds.append(server_gate(_served_apart(told["served"], scores, questions)))
+        if comparison.vocabulary != truth.width or (
+            scores.ids is None and scores.width != truth.width
+        ):
+            notes.append(
+                f"The engine has {scores.width} tokens, the reference {truth.width}: the first "
+                f"{comparison.vocabulary} were compared."
+            )
+        answers = [
+            Answer(*(tokenizer.decode(ids) for ids in three))
+            for three in zip(chosen.prompts, told["answers"], said["answers"], strict=False)
+        ]
+        return CheckReport(
+            **found,
+            word=scorer.word,
+            passed=all(gate.passed for gate in holds),
+            gates=tuple(holds),
+            comparison=comparison,
+            noise=noise,
+            share=share,
+            answers=tuple(answers),
+            notes=tuple(notes),
+            versions={**said["versions"], **told["versions"]},
+            seconds=time.time() - started,
+            peak_memory=max(told["peak_memory"], said["peak_memory"]),
+        )
+
+
+_KINDS = {
+    "checkpoint": "a directory of safetensors",
+    "gguf": "GGUF files",
+    "onnx": "a directory of ONNX",
+}
+
+
+def _static(output: Path, engine: str, artefact: Artefact, started: float) -> CheckReport:
+    if artefact.kind != "checkpoint":
+        raise UsageError(f"{engine} does not read {_KINDS[artefact.kind]}.")
+    holds, notes = check_statically(engine, artefact.place)
+    return CheckReport(
+        output,
+        engine,
+        "statically checked",
+        all(gate.passed for gate in holds),
+        artefact.format,
+        "what its loader reads, by its documentation",
+        tuple(holds),
+        notes=tuple(notes),
+        seconds=time.time() - started,
+    )
+
+
+def interpreter(scorer: Scorer, artefact: Artefact, pythons: Mapping[str, str]) -> Path:
+    """The interpreter to score with; transformers reads GGUF files with a package of llama.cpp's
+    environment."""
+    name = scorer.engine or ("llama.cpp" if artefact.kind == "gguf" else None)
+    return Path(sys.executable) if name is None else python_of(engine_of(name), pythons)
+
+
+def reference_of(
+    output: Path,
+    artefact: Artefact,
+    given: Path | None,
+    base: str | Path | None,
+    adapters: Sequence[str | Path],
+    work: Path,
+    max_memory: int,
+) -> Reference:
+    """What to compare with: the directory given, the merge of the manifest (or of base and adapters
+    given), or a checkpoint itself."""
+    if given is not None:
+        if base is not None or adapters:
+            raise UsageError("--reference is a checkpoint: leave out --base and --adapter.")
+        found = find_artefact(given)
+        if found.kind != "checkpoint":
+            raise UsageError(f"--reference {given} is no checkpoint.")
+        return _stored(given, f"{given}, in float32")
+    if artefact.origin is None and base is None and not adapters:
+        if artefact.kind == "checkpoint":
+            note = "There is no manifest: it is compared with itself, and says nothing of a merge."
+            return replace(_stored(output, f"{output} itself, in float32"), notes=(note,))
+        raise UsageError(
+            f"It is not known what {output} was made from: it has no manifest.",
+            hint="Give --base and --adapter, or --reference with a checkpoint.",
+        )
+    inputs, plan = _merge(artefact, base, adapters, max_memory)
+    directory = work / "tokenizer"
+    directory.mkdir()
+    for side in plan.side_files:
+        if not side.name.endswith((".safetensors", ".py", ".index.json")):
+            write_side_file(directory, side)
+    merge = {
+        "base": str(inputs.base.path),
+        "original": inputs.original,
+        "adapters": [str(adapter.path) for adapter in inputs.adapters],
+        "recipe": plan.recipe.model_dump(mode="json"),
+    }
+    elements = sum(tensor.elements for tensor in plan.tensors.values())
+    words = "the merge, rounded once to float32"
+    return Reference({"merge": merge}, words, directory, plan.config, elements, True)
+
+
+def _merge(
+    artefact: Artefact, base: str | Path | None, adapters: Sequence[str | Path], max_memory: int
+) -> tuple[Inputs, Plan]:
+    """The artefact's merge, opened and planned in float32; the inputs are the manifest's own."""
+    origin = artefact.origin
+    if origin is None:
+        if base is None or not adapters:
+            raise UsageError("Without a manifest, --base and --adapter are needed, both.")
+        inputs = open_inputs(base, adapters, progress=False)
+        weights = (1.0,) * len(inputs.adapters)
+        return inputs, make_plan(inputs, Recipe(dtype="F32", weights=weights), max_memory)
+    inputs = open_inputs(
+        base or place_of(origin.base, "base"),
+        adapters_of(origin.adapters, adapters),
+        progress=False,
+    )
+    inputs = replace(inputs, original=origin.recipe.base_precision == "original")
+    asked = origin.recipe
+    # What decides the values; how they are written is what is being checked.
+    recipe = Recipe(
+        method=asked.method,
+        weights=asked.weights,
+        parameters=asked.parameters,
+        prefer=asked.prefer,
+        dtype="F32",
+        simulate=asked.simulate,
+        expert_packing=asked.expert_packing,
+        tokenizer=asked.tokenizer,
+    )
+    plan = make_plan(inputs, recipe, max_memory)
+    for record, opened in zip(origin.adapters, inputs.adapters, strict=True):
+        check_input(record, opened.path, opened.digests(), "adapter")
+    check_input(origin.base, plan.base.path, base_digests(plan), "base")
+    return inputs, plan
+
+
+def _stored(directory: Path, words: str) -> Reference:
+    config = read_json_object(directory / "config.json")
+    place = directory.absolute()
+    return Reference({"directory": str(place)}, words, place, config, None, False)
+
+
+def prompt_length(config: Mapping[str, Any], settings: Settings) -> int:
+    """How many tokens of a prompt the model has positions for, answers included."""
+    text = as_object(config.get("text_config")) or config
+    for key in ("max_position_embeddings", "n_positions", "max_seq_len"):
+        places = text.get(key)
+        if isinstance(places, int) and places > 0:
+            return max(2, min(settings.tokens, places - settings.answer_tokens))
+    return settings.tokens
+
+
+def _check_memory(against: Reference) -> None:
+    """Refuse a reference that does not fit into memory, before any work."""
+    if against.elements is None:
+        return
+    needed, free = 4 * against.elements, _available()
+    if free is not None and needed > free:
+        raise BadInput(
+            f"The reference takes {needed / 1e9:.1f} GB in float32, and {free / 1e9:.1f} GB of "
+            "memory are free.",
+            hint="Check on a machine with more memory.",
+        )
+
+
+def _available() -> int | None:
+    with suppress(OSError, ValueError, IndexError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    with suppress(OSError, ValueError):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return None
+
+
+def _told_format(told: Mapping[str, Any]) -> str | None:
+    number = told.get("file_type")
+    return next((kind.name for kind in FILE_TYPES.values() if kind.number == number), None)
+
+
+def _served_apart(
+    served: Sequence[Mapping[str, float]], scores: Scores, questions: Questions
+) -> float:
+    """The largest difference between what a server told of the likeliest tokens after a prompt, and
+    what was scored there."""
+    worst, end = 0.0, 0
+    for told, prompt in zip(served, questions.prompts, strict=False):
+        end += len(prompt)
+        row = scores.values[end - 1].astype("float64")
+        worst = max(worst, likeliest_difference({int(i): float(v) for i, v in told.items()}, row))
+    return worst
+
+
+def document(report: CheckReport) -> dict[str, Any]:
+    """A report as JSON data."""
+    found = asdict(report)
+    found["output"] = str(report.output)
+    if report.comparison is not None:
+        found["comparison"]["perplexity_ratio"] = report.comparison.perplexity_ratio
+    if report.format is not None and report.comparison is not None:
+        found["kl_limit"] = kl_limit(limit_of(report.format), report.noise)
+    return found

@@ -1,0 +1,316 @@
+"""The formats of one model side by side: how large each is, how far from the merge in float32, how
+good at a task, and how long it took to make.
+
+The reference is scored once; every format is made, scored by the engine that reads it, and deleted
+unless it is to be kept.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from remerge.artefacts.making import Report
+from remerge.artefacts.manifest import FileRecord
+from remerge.engines.calling import call
+from remerge.engines.environments import is_installed
+from remerge.engines.llama_cpp import LLAMA_CPP
+from remerge.engines.scorers import SCORERS
+from remerge.engines.scoring import Questions, Scores
+from remerge.engines.tokenisation import open_tokenizer
+from remerge.errors import BadInput, RemergeError, UsageError
+from remerge.sources.documents import as_object
+from remerge.validation.artefact import Artefact, find_artefact
+from remerge.validation.check import (
+    REFERENCE,
+    Reference,
+    Settings,
+    interpreter,
+    prompt_length,
+    reference_of,
+)
+from remerge.validation.prompts import built_in, cut, read_prompts
+from remerge.validation.score_comparison import Comparison, compare
+
+# Who scores an artefact of each kind.
+_ENGINES = {"checkpoint": "transformers", "gguf": "llama.cpp", "onnx": "onnxruntime"}
+_WEIGHTS = (".safetensors", ".gguf", ".onnx", ".data", ".bin")
+_CHECKPOINTS = ("safetensors", "fp8", "w8a8")
+_GGUFS = ("gguf:Q8_0", "gguf:Q5_K_M", "gguf:Q4_K_M")
+# Tokens of an answer beyond the longest that is expected.
+_SPARE = 4
+
+
+class Made(Protocol):
+    """What making an output tells of it."""
+
+    @property
+    def output(self) -> Path: ...
+
+    @property
+    def seconds(self) -> float: ...
+
+    @property
+    def manifest(self) -> Any: ...
+
+
+# Makes a form of the model at a place.
+Make = Callable[[str, Path], Made]
+
+
+@dataclass(frozen=True)
+class Task:
+    """Questions with the one right answer of each, and the most tokens of one."""
+
+    prompts: tuple[tuple[int, ...], ...]
+    expected: tuple[str, ...]
+    tokens: int
+
+    @property
+    def questions(self) -> Questions:
+        """All of them, to be answered."""
+        return Questions((), self.prompts, len(self.prompts), self.tokens)
+
+    def right(self, answers: Sequence[Sequence[int]], tokenizer: Any) -> float:
+        """The share of answers that are, but for white space around them, what was expected."""
+        said = [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in answers]
+        same = sum(one == other for one, other in zip(said, self.expected, strict=True))
+        return same / len(self.expected)
+
+
+@dataclass(frozen=True)
+class FormatRow:
+    """One format: bytes of its weights and how many bits that is for each, seconds it took to make,
+    who scored it, and what was found. ``score`` is the share of right answers. ``failure`` says why
+    there is nothing more."""
+
+    form: str
+    nbytes: int = 0
+    bits_per_weight: float = 0.0
+    seconds: float = 0.0
+    engine: str = ""
+    comparison: Comparison | None = None
+    score: float | None = None
+    failure: str | None = None
+
+
+@dataclass(frozen=True)
+class FormatTable:
+    """All formats; ``perplexity`` and ``score`` are the reference's own."""
+
+    rows: tuple[FormatRow, ...]
+    reference: str
+    positions: int
+    perplexity: float
+    questions: int
+    score: float | None
+    notes: tuple[str, ...]
+
+
+def compare_formats(
+    make: Make,
+    forms: Sequence[str],
+    *,
+    prompts: Path | None,
+    evaluation: Path | None,
+    keep: Path | None,
+    settings: Settings,
+    questions: int,
+    pythons: Mapping[str, str],
+    threads: int | None,
+    max_memory: int,
+    report: Report,
+) -> FormatTable:
+    """Make every form with ``make``, and score it. Raises what stands in the way of all of them; a
+    form that alone fails says so in its row."""
+    if keep is not None and keep.exists() and any(keep.iterdir()):
+        raise UsageError(f"{keep} exists and is not empty.", hint="Choose another --keep.")
+    with tempfile.TemporaryDirectory(prefix=".remerge-formats-", dir=_beside(keep)) as folder:
+        work = Path(folder)
+        rows: list[FormatRow] = []
+        truth: _Truth | None = None
+        for form in forms:
+            place = work / form.replace(":", "-")
+            try:
+                made = make(form, place)
+                artefact = find_artefact(made.output)
+                if truth is None:
+                    against = reference_of(made.output, artefact, None, None, (), work, max_memory)
+                    truth = _score_reference(
+                        against, work, prompts, evaluation, settings, questions, threads, report
+                    )
+                rows.append(_row(form, made, artefact, truth, work, pythons, threads, report))
+            except RemergeError as error:
+                if truth is None and form == forms[-1]:
+                    raise
+                rows.append(FormatRow(form, failure=str(error)))
+                continue
+            if keep is None:
+                shutil.rmtree(place)
+            else:
+                keep.mkdir(exist_ok=True)
+                place.rename(keep / place.name)
+        assert truth is not None
+        return FormatTable(
+            tuple(rows),
+            truth.words,
+            truth.questions.rows,
+            truth.perplexity,
+            0 if truth.task is None else len(truth.task.prompts),
+            truth.score,
+            truth.notes,
+        )
+
+
+def usual_forms(pythons: Mapping[str, str]) -> tuple[str, ...]:
+    """The forms people choose between, as far as engines for them are here."""
+    has_llama = LLAMA_CPP.name in pythons or is_installed(LLAMA_CPP)
+    return (*_CHECKPOINTS, *(_GGUFS if has_llama else ()))
+
+
+def _beside(keep: Path | None) -> Path | None:
+    """Where to work: what is kept is renamed, and must not cross file systems."""
+    return None if keep is None else keep.resolve().parent
+
+
+@dataclass(frozen=True)
+class _Truth:
+    """What the reference said."""
+
+    words: str
+    questions: Questions
+    scores: Path
+    tokenizer: Any
+    task: Task | None
+    score: float | None
+    perplexity: float
+    weights: int
+    notes: tuple[str, ...]
+
+
+def _score_reference(
+    against: Reference,
+    work: Path,
+    prompts: Path | None,
+    evaluation: Path | None,
+    settings: Settings,
+    count: int,
+    threads: int | None,
+    report: Report,
+) -> _Truth:
+    tokenizer = open_tokenizer(against.tokenizer)
+    asked = built_in() if prompts is None else read_prompts(prompts, tokenizer)
+    length = prompt_length(against.config, settings)
+    chosen = cut(asked, tokenizer, settings.prompts, length)
+    questions = Questions((), chosen.prompts, 0, 0)
+    task = None if evaluation is None else read_task(evaluation, tokenizer, count)
+    base = {**against.request, "base_scores": None, "noise_scores": None, "noise": 0.0}
+
+    def ask(some: Questions, scores: Path) -> dict[str, Any]:
+        request = {**some.as_request(), **base, "scores": str(scores), "threads": threads}
+        return call(Path(sys.executable), REFERENCE, request, report)
+
+    ask(questions, work / "reference.npy")
+    truth = Scores.read(work / "reference.npy")
+    score = None
+    if task is not None:
+        told = ask(task.questions, work / "answers.npy")
+        score = task.right(told["answers"], tokenizer)
+    perplexity = compare(truth, truth, questions).perplexity
+    return _Truth(
+        against.words,
+        questions,
+        work / "reference.npy",
+        tokenizer,
+        task,
+        score,
+        perplexity,
+        max(against.elements or 1, 1),
+        (*against.notes, *chosen.notes),
+    )
+
+
+def _row(
+    form: str,
+    made: Made,
+    artefact: Artefact,
+    truth: _Truth,
+    work: Path,
+    pythons: Mapping[str, str],
+    threads: int | None,
+    report: Report,
+) -> FormatRow:
+    records: Sequence[FileRecord] = made.manifest.outputs
+    nbytes = sum(record.size for record in records if record.name.endswith(_WEIGHTS))
+    scorer = SCORERS[_ENGINES[artefact.kind]]
+    row = FormatRow(form, nbytes, 8 * nbytes / truth.weights, made.seconds, scorer.name)
+    base = {"artefact": str(artefact.place.absolute()), "threads": threads}
+
+    def ask(some: Questions, scores: Path) -> dict[str, Any]:
+        request = {**some.as_request(), **base, "scores": str(scores)}
+        return call(interpreter(scorer, artefact, pythons), scorer.module, request, report)
+
+    try:
+        told = ask(truth.questions, work / "engine.npy")
+        if told.get("loaded_only"):
+            return replace(row, failure=f"loaded, not scored: {told['loaded_only']}")
+        engine = Scores.read(work / "engine.npy")
+        found = compare(Scores.read(truth.scores), engine, truth.questions)
+        score = None
+        if truth.task is not None:
+            told = ask(truth.task.questions, work / "engine.npy")
+            score = truth.task.right(told["answers"], truth.tokenizer)
+    except RemergeError as error:
+        return replace(row, failure=f"not scored: {error}")
+    return replace(row, comparison=found, score=score)
+
+
+def read_task(path: Path, tokenizer: Any, count: int) -> Task:
+    """The first questions of a file of JSON lines with ``prompt`` and ``expected``.
+
+    A prompt is one message of a user where the tokenizer has a chat template (rendered in
+    transformers' sandbox), else the text itself. Raises `UsageError` for a file that is none.
+    """
+    try:
+        lines = [line for line in path.read_text("utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--eval {path} cannot be read: {error}.") from error
+    prompts: list[tuple[int, ...]] = []
+    expected: list[str] = []
+    for number, line in enumerate(lines[:count], 1):
+        try:
+            document = as_object(json.loads(line)) or {}
+        except ValueError as error:
+            raise BadInput(f"{path}, line {number} is no JSON.") from error
+        prompt, right = document.get("prompt"), document.get("expected")
+        if not isinstance(prompt, str) or not isinstance(right, str):
+            raise BadInput(
+                f"{path}, line {number} has no prompt with an expected answer.",
+                hint='Write {"prompt": "...", "expected": "..."}.',
+            )
+        prompts.append(_asked(prompt, tokenizer))
+        expected.append(right.strip())
+    if not prompts:
+        raise UsageError(f"--eval {path} holds no question.")
+    longest = max(len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in expected)
+    return Task(tuple(prompts), tuple(expected), longest + _SPARE)
+
+
+def _asked(prompt: str, tokenizer: Any) -> tuple[int, ...]:
+    if not getattr(tokenizer, "chat_template", None):
+        return tuple(tokenizer(prompt)["input_ids"])
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
+    )
+    return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def document(table: FormatTable) -> dict[str, Any]:
+    """The table as JSON data."""
+    return asdict(table)
