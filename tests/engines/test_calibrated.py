@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import remerge
 from remerge.artefacts.engine_manifest import EngineManifest
 from remerge.artefacts.making_by_engine import EngineResult
-from remerge.errors import BadInput
+from remerge.errors import BadInput, Unsupported
 from tests import tiny
 from tests.engines import llama_models
 from tests.engines.places import needs, python_of
@@ -106,6 +106,17 @@ def test_refused_before_anything_is_written(tmp_path: Path):
     with pytest.raises(BadInput, match=r"has 192 columns.*--group-size 8|Use --to gguf|-size"):
         make(tmp_path / "out", "gptq", base)
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+def test_experts(tmp_path: Path):
+    """llm-compressor's cannot be read back, gptqmodel's can, by itself."""
+    (tmp_path / "in").mkdir()
+    base, _ = llama_models.write("mixtral", tmp_path / "in", None)
+    with pytest.raises(Unsupported, match=r"a mixture of experts.*--to gptqmodel"):
+        make(tmp_path / "out", "gptq", base)
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+    manifest = make(tmp_path / "out", "gptqmodel", base)
+    assert manifest.measured["logits_relative_difference"] < 0.5
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,10 @@ IGNORED = ("lm_head", "gate", "router", "shared_expert_gate", "embed_out")
 def work(request: Mapping[str, Any], tell: Teller) -> dict[str, Any]:
     """Raise `Unsupported` for a model that transformers does not build as a causal language model
     there, `BadInput` where a group of columns would be cut."""
-    check_groups(_skeleton(request["config"]), request["options"]["group_size"])
+    model, options = _skeleton(request["config"]), request["options"]
+    if "method" in options:
+        check_experts(model)
+    check_groups(model, options["group_size"])
     return {}
 
 
@@ -41,6 +44,17 @@ def _skeleton(config: Mapping[str, Any]) -> Any:
             f"The engine's transformers does not build {kind} as a causal language model.",
             hint="Write a checkpoint instead (leave out --to).",
         ) from error
+
+
+def check_experts(model: Any) -> None:
+    """Raise `Unsupported` for experts, which llm-compressor takes apart: it writes them under names
+    by which transformers does not find them, and what cannot be read cannot be checked."""
+    if any(name.rpartition(".")[2] == "experts" for name, _ in model.named_modules()):
+        raise Unsupported(
+            "What llm-compressor writes of a mixture of experts cannot be read back here.",
+            why="It names experts in its own way, and transformers does not load them.",
+            hint="Use --to gptqmodel, or a GGUF file.",
+        )
 
 
 def check_groups(model: Any, size: int) -> None:
