@@ -13,14 +13,17 @@ import hashlib
 import io
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import gguf
 import numpy as np
+import torch
 from gguf.gguf_writer import WriterState
 from gguf.quants import dequantize
 
@@ -28,12 +31,15 @@ from remerge.engines.calling import Report
 from remerge.engines.gguf_values import rows_of
 from remerge.errors import BadInput
 from remerge.merging.ordered import in_order
-from remerge.outputs.gguf.quantiser import Bytes, Floats, Quantiser
+from remerge.outputs.gguf.quantiser import Bytes, Floats, Quantiser, not_finite
 from remerge.sources.ggml_types import TYPES, TensorType
 
 # Values that a thread has at hand at once, and of each tensor the ones whose loss is measured.
 _ELEMENTS = 2**21
 _MEASURED = 2**16
+_FLUSHED = 2**27
+# What ggml makes of these is IEEE's rounding, and torch does it faster.
+_CASTS = {"F16": torch.float16, "BF16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -102,7 +108,7 @@ def write_gguf(
     sizes = {n: _nbytes(contents.shape(n), TYPES[k]) for n, k in contents.types.items()}
     total = sum(map(_aligned, sizes.values()))
     done, loss = 0, Loss()
-    with path.open("wb") as stream:
+    with path.open("wb") as stream, _flushing(stream) as flush:
         start = header(contents.writer, contents.types, sizes)
         stream.write(start)
         digest = hashlib.sha256(start)
@@ -115,11 +121,29 @@ def write_gguf(
                 stream.write(part)
                 digest.update(part)
             done += block.nbytes + padding
+            flush(block.nbytes)
             report(done, total, piece.name)
         stream.flush()
         if str(path) != os.devnull:
             os.fsync(stream.fileno())
     return Written(digest.hexdigest(), len(start) + total, loss.relative)
+
+
+@contextmanager
+def _flushing(stream: IO[bytes]) -> Generator[Callable[[int], None]]:
+    """Have what was written go to disk while more is computed, not all of it at the end."""
+    waiting = 0
+    with ThreadPoolExecutor(1) as pool:
+
+        def wrote(nbytes: int) -> None:
+            nonlocal waiting
+            waiting += nbytes
+            if waiting >= _FLUSHED and stream.name != os.devnull:
+                waiting = 0
+                stream.flush()
+                pool.submit(os.fdatasync, stream.fileno())
+
+        yield wrote
 
 
 def header(writer: Any, types: Mapping[str, str], sizes: Mapping[str, int]) -> bytes:
@@ -164,7 +188,10 @@ def _compute(quantiser: Quantiser, piece: _Piece) -> tuple[_Piece, Bytes, Loss]:
     if piece.kind.name == "F32":
         return piece, rows.view(np.uint8), Loss()
     try:
-        found = quantiser.quantise(rows, piece.kind, piece.weights)
+        cast = piece.kind.name in _CASTS
+        found = (
+            _cast(piece.kind, rows) if cast else quantiser.quantise(rows, piece.kind, piece.weights)
+        )
     except BadInput as error:
         raise BadInput(f"{piece.name}: {error}") from error
     if piece.first > 0:
@@ -172,6 +199,13 @@ def _compute(quantiser: Quantiser, piece: _Piece) -> tuple[_Piece, Bytes, Loss]:
     sample = slice(0, max(1, _MEASURED // rows.shape[1]))
     kind = gguf.GGMLQuantizationType(piece.kind.number)
     return piece, found, Loss.between(rows[sample], dequantize(found[sample], kind))
+
+
+def _cast(kind: TensorType, rows: Floats) -> Bytes:
+    found = torch.from_numpy(rows).to(_CASTS[kind.name])
+    if not bool(torch.isfinite(found).all()):
+        raise not_finite(kind)
+    return found.view(torch.uint8).numpy()
 
 
 def _aligned(nbytes: int) -> int:

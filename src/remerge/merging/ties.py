@@ -28,7 +28,8 @@ from remerge.adapters.deltas import (
 )
 
 _NEAR = 2.0**-40
-_SLAB = 2**14
+# Few calls: threads take turns between them. Of a slab's float64, half a level-2 cache.
+_SLAB = 2**17
 _EXACT = (LowRank, Added, Replaced, ReplacedRows)
 # Splits a float64 into two halves whose products are exact (Dekker 1971).
 _SPLITTER = 2.0**27 + 1
