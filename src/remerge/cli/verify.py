@@ -14,7 +14,7 @@ from remerge.cli.options import (
     threads,
     verbose,
 )
-from remerge.cli.output import print_json, print_table, progress, size
+from remerge.cli.output import print_json, print_notes, print_table, progress, size
 
 
 @click.command("verify")
@@ -64,6 +64,7 @@ def command(
             {
                 "output": str(result.output),
                 "verified": True,
+                "derived": result.derived,
                 "merge_key": result.merge_key,
                 "files": result.files,
                 "tensors": result.tensors,
@@ -71,10 +72,13 @@ def command(
             }
         )
     elif not quiet:
+        if not result.derived:
+            print_notes(result.notes[-1:])
+        how = "every byte as derived again" if result.derived else "as their manifest has them"
         click.echo(f"verified: {result.output}")
         print_table(
             [
-                ("files", f"{result.files}, every byte as derived again"),
+                ("files", f"{result.files}, {how}"),
                 ("bytes", size(result.bytes_compared)),
                 ("merge key", result.merge_key),
             ]

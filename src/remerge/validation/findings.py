@@ -17,7 +17,7 @@ from remerge.merging.plan import Plan
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What was derived again and found equal."""
+    """What was found equal: files ``derived`` again, or only as their manifest has them."""
 
     output: Path
     merge_key: str
@@ -25,6 +25,7 @@ class VerifyReport:
     tensors: int
     bytes_compared: int
     notes: tuple[str, ...]
+    derived: bool = True
 
 
 def check_side_files(output: Path, plan: Plan, recorded: Mapping[str, str]) -> None:

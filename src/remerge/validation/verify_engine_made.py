@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from remerge.artefacts import user_index
@@ -52,9 +53,7 @@ def verify_engine_made(
         for record in manifest.outputs:
             if file_digest(folder / record.name) != record.sha256:
                 raise failure(folder / record.name, "", as_recorded=False)
-        return VerifyReport(
-            output, manifest.merge_key, len(manifest.outputs), 0, size, (*plan.notes, _ONCE)
-        )
+        return replace(checked, notes=(*plan.notes, _ONCE), derived=False)
     if key_of(plan, input_digests(plan), asked, manifest.origin) != manifest.merge_key:
         raise NotReproduced(
             f"{output} was made with another {manifest.engine}: {manifest.versions}.",
