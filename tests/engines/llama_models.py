@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 from pathlib import Path
@@ -32,7 +33,7 @@ def _configs() -> dict[str, Any]:
         "llama-shared-heads": t.LlamaConfig(**{**_SIZES, "num_key_value_heads": 1}),
         "qwen2-tied": t.Qwen2Config(**_SIZES, tie_word_embeddings=True),
         "qwen3-tied": t.Qwen3Config(**_SIZES, head_dim=64, tie_word_embeddings=True),
-        "gemma": t.GemmaConfig(**_SIZES, head_dim=64),
+        "gemma": t.GemmaConfig(**_SIZES, head_dim=64, bos_token_id=1, eos_token_id=2),
         "phi3-fused": t.Phi3Config(**_SIZES, pad_token_id=0),
         "mixtral": t.MixtralConfig(**{**_SIZES, **_EXPERTS}),
         # Rows that are no whole number of 256-blocks, and then of no blocks at all.
@@ -53,7 +54,11 @@ NAMES = (
 
 
 # The converter reads these models' tokenizer.model.
-_SENTENCEPIECE = ("gemma", "phi3-fused")
+_MARKS = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "add_bos_token": True}
+_SENTENCEPIECE_CONFIG = {
+    "gemma": {"tokenizer_class": "GemmaTokenizer", **_MARKS},
+    "phi3-fused": {"tokenizer_class": "LlamaTokenizer", **_MARKS},
+}
 
 
 def train_sentencepiece(python: Path, target: Path) -> None:
@@ -82,9 +87,11 @@ def write(name: str, place: Path, python: Path | None) -> tuple[Path, Path]:
     model.save_pretrained(base)
     for file in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
         shutil.copy(EXAMPLES / "base" / file, base / file)
-    if name in _SENTENCEPIECE and python is not None:
+    if name in _SENTENCEPIECE_CONFIG and python is not None:
         train_sentencepiece(python, base / "tokenizer.model")
         (base / "tokenizer.json").unlink()
+        (base / "special_tokens_map.json").unlink()
+        (base / "tokenizer_config.json").write_text(json.dumps(_SENTENCEPIECE_CONFIG[name]))
     attention = ["qkv_proj", "o_proj"] if name == "phi3-fused" else ["q_proj", "v_proj", "o_proj"]
     adapted = get_peft_model(model, LoraConfig(r=4, target_modules=attention))
     for key, parameter in adapted.named_parameters():

@@ -75,6 +75,9 @@ def same(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> None:
 
 
 def make(base: Path, adapter: Path, out: Path, to: str, **options: object) -> Path:
+    # transformers reads Phi-3's bare tokenizer.model in a way of its own: newlines are lost.
+    if json.loads((base / "config.json").read_text())["model_type"] == "phi3":
+        options["allow_token_differences"] = True
     result = remerge.export(
         base,
         out,

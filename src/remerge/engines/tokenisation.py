@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +64,15 @@ def differences(
 def split(place: Path) -> tuple[Path, dict[str, str]]:
     """A checkpoint's directory, or a GGUF file's with its name, as transformers wants them."""
     return (place.parent, {"gguf_file": place.name}) if place.is_file() else (place, {})
+
+
+def of_composed(cuts: Sequence[Difference], texts: Sequence[str]) -> list[Difference]:
+    """The differences in texts that are in Unicode's composed form (NFC), as nearly all text is.
+
+    Tokenizers that compose text first (Qwen's) differ in any other from engines that take it as it
+    comes, as llama.cpp does.
+    """
+    return [cut for cut in cuts if unicodedata.is_normalized("NFC", texts[cut.text])]
 
 
 def open_tokenizer(place: Path) -> Any:

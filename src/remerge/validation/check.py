@@ -23,7 +23,7 @@ from remerge.engines.environments import python_of
 from remerge.engines.registry import engine_of
 from remerge.engines.scorers import SCORERS, Scorer
 from remerge.engines.scoring import Questions, Scores
-from remerge.engines.tokenisation import TEXTS, Difference, differences, open_tokenizer
+from remerge.engines.tokenisation import TEXTS, Difference, differences, of_composed, open_tokenizer
 from remerge.errors import BadInput, UsageError
 from remerge.merging.plan import Plan
 from remerge.merging.recipe import Recipe
@@ -172,7 +172,8 @@ def check(
         form = form or artefact.format or _told_format(told)
         limit = limit_of(form or "unknown")
         expected = [list(tokenizer(text)["input_ids"]) for text in texts]
-        cuts = differences(expected, told["tokens"])
+        every = differences(expected, told["tokens"])
+        cuts = of_composed(every, texts)
         found: dict[str, Any] = {
             "output": output,
             "engine": engine,
@@ -182,6 +183,11 @@ def check(
         }
         holds = [tokenisation_gate(len(texts), len(cuts))]
         notes = [*against.notes, *chosen.notes, *told["notes"]]
+        if len(every) > len(cuts):
+            notes.append(
+                "The tokenizer composes Unicode characters (NFC), and the engine takes text as it "
+                "comes: letters with marks of their own are cut otherwise."
+            )
         if told.get("loaded_only"):
             notes.append(f"It loaded, and could not be scored: {told['loaded_only']}")
             holds.append(Gate("scores", "none", "some", False))
