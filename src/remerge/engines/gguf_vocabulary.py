@@ -30,7 +30,7 @@ from remerge.outputs.gguf.ollama import Message, find_marks, modelfile
 
 # What converters guess from files that may not say it: whether a BOS, and whether a space, is put
 # before a text.
-_SETTINGS = ("tokenizer.ggml.add_bos_token", "tokenizer.ggml.add_space_prefix")
+_SETTINGS: tuple[str, ...] = ("tokenizer.ggml.add_bos_token", "tokenizer.ggml.add_space_prefix")
 
 
 def check_tokens(writer: Any, directory: Path, *, allowed: bool) -> tuple[str, ...]:
