@@ -369,6 +369,7 @@ def check(
     """
     # It always imports transformers, which takes seconds; most commands can do without.
     from remerge.validation import check as checking
+    from remerge.validation.references import Settings
 
     return checking.check(
         Path(output),
@@ -378,7 +379,7 @@ def check(
         reference=None if reference is None else Path(reference),
         prompts=None if prompts is None else Path(prompts),
         form=form,
-        settings=checking.Settings(max_prompts, max_tokens, answers),
+        settings=Settings(max_prompts, max_tokens, answers),
         pythons=engine_python or {},
         threads=threads,
         max_memory=DEFAULT,
@@ -409,8 +410,8 @@ def formats(
     What is made is deleted unless ``keep`` names a new directory.
     """
     # It always imports transformers, which takes seconds; most commands can do without.
-    from remerge.validation.check import Settings
     from remerge.validation.formats import compare_formats, usual_forms
+    from remerge.validation.references import Settings
 
     own = engine_python or {}
     named = [adapters] if isinstance(adapters, str | Path) else list(adapters)

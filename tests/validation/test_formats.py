@@ -88,20 +88,21 @@ def test_side_by_side(tmp_path: Path):
     table = remerge.formats(
         BASE,
         SORT,
-        ("safetensors", "fp8", "fp8-block"),
+        ("safetensors", "fp8", "adapter"),
         evaluation=EXAMPLES / "eval" / "sort.jsonl",
         questions=4,
         max_prompts=3,
         keep=keep,
     )
-    plain, fp8, blocks = table.rows
+    plain, fp8, adapter = table.rows
     assert table.score == plain.score == fp8.score == 1.0
     assert plain.comparison is not None and fp8.comparison is not None
     assert plain.comparison.kl_mean < 1e-4 < fp8.comparison.kl_mean < 0.05
     assert 16 <= plain.bits_per_weight < 16.1 and 8 < fp8.bits_per_weight < 10
     assert plain.nbytes == sum(f.stat().st_size for f in keep.glob("safetensors/*.safetensors"))
-    assert {row.form for row in table.rows} == {"safetensors", "fp8", "fp8-block"}
-    assert blocks.failure is None or "fp8-block" in blocks.form
+    assert adapter.failure is not None and "adapter" in adapter.failure
+    assert (adapter.nbytes, adapter.comparison, adapter.score) == (0, None, None)
+    assert sorted(place.name for place in keep.iterdir()) == ["fp8", "safetensors"]
     assert remerge.verify(keep / "fp8").files > 0
     with pytest.raises(UsageError, match="not empty"):
         remerge.formats(BASE, SORT, ("safetensors",), keep=keep)

@@ -27,15 +27,9 @@ from remerge.engines.tokenisation import open_tokenizer
 from remerge.errors import BadInput, RemergeError, UsageError
 from remerge.sources.documents import as_object
 from remerge.validation.artefact import Artefact, find_artefact
-from remerge.validation.check import (
-    REFERENCE,
-    Reference,
-    Settings,
-    interpreter,
-    prompt_length,
-    reference_of,
-)
+from remerge.validation.check import REFERENCE, interpreter
 from remerge.validation.prompts import built_in, cut, read_prompts
+from remerge.validation.references import Reference, Settings, prompt_length, reference_of
 from remerge.validation.score_comparison import Comparison, compare
 
 # Who scores an artefact of each kind.
