@@ -18,11 +18,11 @@ from typing import Any, Protocol
 
 from remerge.artefacts.making import Report
 from remerge.artefacts.manifest import FileRecord
-from remerge.engines.calling import call
+from remerge.engines.asking import ask, collect
 from remerge.engines.environments import is_installed
 from remerge.engines.llama_cpp import LLAMA_CPP
 from remerge.engines.scorers import SCORERS
-from remerge.engines.scoring import Questions, Scores
+from remerge.engines.scoring import Answered, Item, Questions, Scores, Side, rows_path
 from remerge.engines.tokenisation import open_tokenizer
 from remerge.errors import BadInput, RemergeError, UsageError
 from remerge.sources.documents import as_object
@@ -66,14 +66,14 @@ class Task:
     expected: tuple[str, ...]
     tokens: int
 
-    @property
-    def questions(self) -> Questions:
-        """All of them, to be answered."""
-        return Questions((), self.prompts, len(self.prompts), self.tokens)
+    def items(self, first: int) -> dict[int, Item]:
+        """All of them, to be answered, numbered from ``first`` on."""
+        items = (Item("answer", prompt, self.tokens) for prompt in self.prompts)
+        return dict(enumerate(items, first))
 
-    def right(self, answers: Sequence[Sequence[int]], tokenizer: Any) -> float:
+    def right(self, answers: Sequence[Answered], tokenizer: Any) -> float:
         """The share of answers that are, but for white space around them, what was expected."""
-        said = [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in answers]
+        said = [tokenizer.decode(one.answer, skip_special_tokens=True).strip() for one in answers]
         same = sum(one == other for one, other in zip(said, self.expected, strict=True))
         return same / len(self.expected)
 
@@ -179,7 +179,7 @@ class _Truth:
 
     words: str
     questions: Questions
-    scores: Path
+    scores: Scores
     tokenizer: Any
     task: Task | None
     score: float | None
@@ -204,23 +204,19 @@ def _score_reference(
     chosen = cut(asked, tokenizer, settings.prompts, length)
     questions = Questions((), chosen.prompts, 0, 0)
     task = None if evaluation is None else read_task(evaluation, tokenizer, count)
-    base = {**against.request, "base_scores": None, "noise_scores": None, "noise": 0.0}
-
-    def ask(some: Questions, scores: Path) -> dict[str, Any]:
-        request = {**some.as_request(), **base, "scores": str(scores), "threads": threads}
-        return call(Path(sys.executable), REFERENCE, request, report)
-
-    ask(questions, work / "reference.npy")
-    truth = Scores.read(work / "reference.npy")
-    score = None
-    if task is not None:
-        told = ask(task.questions, work / "answers.npy")
-        score = task.right(told["answers"], tokenizer)
+    request = {**against.request, "threads": threads}
+    folder = work / "reference"
+    folder.mkdir()
+    side = _side("merge", questions, task, folder)
+    found: dict[tuple[str, int], Answered] = {}
+    ask(Path(sys.executable), REFERENCE, [side], request, report, collect(found))
+    truth = _rows(side, work / "reference.npy")
+    score = None if task is None else task.right(_answers(side, found), tokenizer)
     perplexity = compare(truth, truth, questions).perplexity
     return _Truth(
         against.words,
         questions,
-        work / "reference.npy",
+        truth,
         tokenizer,
         task,
         score,
@@ -244,25 +240,38 @@ def _row(
     nbytes = sum(record.size for record in records if record.name.endswith(_WEIGHTS))
     scorer = SCORERS[_ENGINES[artefact.kind]]
     row = FormatRow(form, nbytes, 8 * nbytes / truth.weights, made.seconds, scorer.name)
-    base = {"artefact": str(artefact.place.absolute()), "threads": threads}
-
-    def ask(some: Questions, scores: Path) -> dict[str, Any]:
-        request = {**some.as_request(), **base, "scores": str(scores)}
-        return call(interpreter(scorer, artefact, pythons), scorer.module, request, report)
-
+    request = {"artefact": str(artefact.place.absolute()), "threads": threads}
     try:
-        told = ask(truth.questions, work / "engine.npy")
-        if told.get("loaded_only"):
-            return replace(row, failure=f"loaded, not scored: {told['loaded_only']}")
-        engine = Scores.read(work / "engine.npy")
-        found = compare(Scores.read(truth.scores), engine, truth.questions)
+        with tempfile.TemporaryDirectory(dir=work) as folder:
+            side = _side("artefact", truth.questions, truth.task, Path(folder))
+            found: dict[tuple[str, int], Answered] = {}
+            python = interpreter(scorer, artefact, pythons)
+            told = ask(python, scorer.module, [side], request, report, collect(found))
+            if told.get("loaded_only"):
+                return replace(row, failure=f"loaded, not scored: {told['loaded_only']}")
+            engine = _rows(side, Path(folder) / "engine.npy")
+            comparison = compare(truth.scores, engine, truth.questions)
         score = None
         if truth.task is not None:
-            told = ask(truth.task.questions, work / "engine.npy")
-            score = truth.task.right(told["answers"], truth.tokenizer)
+            score = truth.task.right(_answers(side, found), truth.tokenizer)
     except RemergeError as error:
         return replace(row, failure=f"not scored: {error}")
-    return replace(row, comparison=found, score=score)
+    return replace(row, comparison=comparison, score=score)
+
+
+def _side(name: str, questions: Questions, task: Task | None, folder: Path) -> Side:
+    side = questions.side(name, folder)
+    items = {} if task is None else task.items(len(side.items))
+    return replace(side, items={**side.items, **items})
+
+
+def _rows(side: Side, whole: Path) -> Scores:
+    rows = side.of_kind("rows").values()
+    return Scores.read([rows_path(side.folder, item) for item in rows], whole)
+
+
+def _answers(side: Side, found: Mapping[tuple[str, int], Answered]) -> list[Answered]:
+    return [found[side.name, number] for number in side.of_kind("answer")]
 
 
 def read_task(path: Path, tokenizer: Any, count: int) -> Task:
