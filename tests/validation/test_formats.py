@@ -12,6 +12,7 @@ from click.testing import CliRunner
 
 import remerge
 from remerge.cli import group
+from remerge.engines.scoring import Answered
 from remerge.engines.tokenisation import open_tokenizer
 from remerge.errors import BadInput, RemergeError, UsageError
 from remerge.validation.formats import Task, read_task
@@ -39,7 +40,9 @@ def write(path: Path, *lines: object) -> Path:
 
 def test_the_share_of_right_answers():
     task = Task(((1,), (2,), (3,)), ("x xx", "xxx", "x"), 5)
-    assert task.right([[1, 2], [3], [2]], Words()) == pytest.approx(2 / 3)
+    assert task.right(
+        [Answered(answer=ids) for ids in ((1, 2), (3,), (2,))], Words()
+    ) == pytest.approx(2 / 3)
     assert task.questions.answers == 3 and task.questions.answer_tokens == 5
 
 
