@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -50,8 +50,7 @@ def render(question: Question, tokenizer: Any, as_chat: bool = True) -> Prompt:
     """A question as text: its messages by the chat template, its prompt as one message of a user
     where there is a template and ``as_chat`` says so, else as it stands."""
     if question.prompt is None:
-        copies: list[Mapping[str, Any]] = [dict(message) for message in question.messages]
-        return chat(copies, tokenizer, question.where)
+        return chat(question.messages, tokenizer, question.where)
     if as_chat and has_template(tokenizer):
         return chat([{"role": "user", "content": question.prompt}], tokenizer, question.where)
     return Prompt(question.prompt)
