@@ -7,13 +7,13 @@ unless it is to be kept.
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Protocol
 
 from remerge.artefacts.making import Report
@@ -25,20 +25,21 @@ from remerge.engines.scorers import SCORERS
 from remerge.engines.scoring import Answered, Item, Questions, Scores, Side, rows_path
 from remerge.engines.tokenisation import open_tokenizer
 from remerge.errors import BadInput, RemergeError, UsageError
-from remerge.sources.documents import as_object
 from remerge.validation.artefact import Artefact, find_artefact
 from remerge.validation.check import REFERENCE, interpreter
+from remerge.validation.judging import answered
 from remerge.validation.prompts import built_in, cut, read_prompts
+from remerge.validation.questions import QuestionSet
 from remerge.validation.references import Reference, Settings, prompt_length, reference_of
+from remerge.validation.rendering import answer_tokens, render, token_ids
 from remerge.validation.score_comparison import Comparison, compare
+from remerge.validation.tasks import read_questions
 
 # Who scores an artefact of each kind.
 _ENGINES = {"checkpoint": "transformers", "gguf": "llama.cpp", "onnx": "onnxruntime"}
 _WEIGHTS = (".safetensors", ".gguf", ".onnx", ".data", ".bin")
 _CHECKPOINTS = ("safetensors", "fp8", "w8a8")
 _GGUFS = ("gguf:Q8_0", "gguf:Q5_K_M", "gguf:Q4_K_M")
-# Tokens of an answer beyond the longest that is expected.
-_SPARE = 4
 
 
 class Made(Protocol):
@@ -60,10 +61,10 @@ Make = Callable[[str, Path], Made]
 
 @dataclass(frozen=True)
 class Task:
-    """Questions with the one right answer of each, and the most tokens of one."""
+    """Questions, the token ids of each, and the most tokens of an answer."""
 
+    asked: QuestionSet
     prompts: tuple[tuple[int, ...], ...]
-    expected: tuple[str, ...]
     tokens: int
 
     def items(self, first: int) -> dict[int, Item]:
@@ -72,10 +73,9 @@ class Task:
         return dict(enumerate(items, first))
 
     def right(self, answers: Sequence[Answered], tokenizer: Any) -> float:
-        """The share of answers that are, but for white space around them, what was expected."""
-        said = [tokenizer.decode(one.answer, skip_special_tokens=True).strip() for one in answers]
-        same = sum(one == other for one, other in zip(said, self.expected, strict=True))
-        return same / len(self.expected)
+        """The mean score of answers: the share of right ones."""
+        said = [tokenizer.decode(one.answer, skip_special_tokens=True) for one in answers]
+        return fmean(answered(self.asked, said).scores)
 
 
 @dataclass(frozen=True)
@@ -275,43 +275,22 @@ def _answers(side: Side, found: Mapping[tuple[str, int], Answered]) -> list[Answ
 
 
 def read_task(path: Path, tokenizer: Any, count: int) -> Task:
-    """The first questions of a file of JSON lines with ``prompt`` and ``expected``.
+    """The first questions of a file of JSON lines (docs/compare.md) whose answers are written.
 
-    A prompt is one message of a user where the tokenizer has a chat template (rendered in
-    transformers' sandbox), else the text itself. Raises `UsageError` for a file that is none.
+    A prompt is one message of a user where the tokenizer has a chat template, else the text itself.
+    Raises `UsageError` for a file that is none, `BadInput` naming a line that is none, or that has
+    choices to be weighed.
     """
-    try:
-        lines = [line for line in path.read_text("utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--eval {path} cannot be read: {error}.") from error
-    prompts: list[tuple[int, ...]] = []
-    expected: list[str] = []
-    for number, line in enumerate(lines[:count], 1):
-        try:
-            document = as_object(json.loads(line)) or {}
-        except ValueError as error:
-            raise BadInput(f"{path}, line {number} is no JSON.") from error
-        prompt, right = document.get("prompt"), document.get("expected")
-        if not isinstance(prompt, str) or not isinstance(right, str):
+    asked = read_questions(path, path.stem).first(count)
+    for question in asked.questions:
+        if question.of_choices:
             raise BadInput(
-                f"{path}, line {number} has no prompt with an expected answer.",
-                hint='Write {"prompt": "...", "expected": "..."}.',
+                f"{question.where} has choices, which are weighed: formats are asked for answers.",
+                hint='Give the line "scorer": "exact", and the choices in its prompt.',
             )
-        prompts.append(_asked(prompt, tokenizer))
-        expected.append(right.strip())
-    if not prompts:
-        raise UsageError(f"--eval {path} holds no question.")
-    longest = max(len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in expected)
-    return Task(tuple(prompts), tuple(expected), longest + _SPARE)
-
-
-def _asked(prompt: str, tokenizer: Any) -> tuple[int, ...]:
-    if not getattr(tokenizer, "chat_template", None):
-        return tuple(tokenizer(prompt)["input_ids"])
-    text = tokenizer.apply_chat_template(
-        [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
-    )
-    return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+    prompts = tuple(token_ids(render(one, tokenizer), tokenizer) for one in asked.questions)
+    tokens = max(answer_tokens(one, tokenizer) for one in asked.questions)
+    return Task(asked, prompts, tokens)
 
 
 def document(table: FormatTable) -> dict[str, Any]:
