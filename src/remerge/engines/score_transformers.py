@@ -11,6 +11,7 @@ hand tells what to expect of an artefact.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -54,6 +55,7 @@ def work(request: Mapping[str, Any], tell: Teller) -> dict[str, Any]:
     total, done = sum(len(side.wanted) for side in sides), 0
     models = _Models(request)
     refused: dict[str, str] = {}
+    seconds: dict[str, float] = {}
     for side in sides:
 
         def give(number: int, answered: Answered, side: Side = side) -> None:
@@ -64,6 +66,7 @@ def work(request: Mapping[str, Any], tell: Teller) -> dict[str, Any]:
 
         if not side.wanted:
             continue
+        started = time.time()
         try:
             model = models.become(side.name)
             _check_tokens(model, side)
@@ -76,10 +79,12 @@ def work(request: Mapping[str, Any], tell: Teller) -> dict[str, Any]:
         ask_model(model, side, _ends(model) if ends is None else ends, give)
         del model
         models.release()
+        seconds[side.name] = time.time() - started
     artefact, texts = request.get("artefact"), request["texts"]
     return {
         "tokens": [] if artefact is None or not texts else tokens_of(Path(artefact), texts),
         "refused": refused,
+        "seconds": seconds,
         "notes": [] if models.plan is None else list(models.plan.notes),
         "peak_memory": peak_memory(),
         "versions": _versions(),

@@ -34,10 +34,10 @@ from remerge.validation.limits import (
     share_gate,
     tokenisation_gate,
 )
+from remerge.validation.memory import check_elements
 from remerge.validation.prompts import built_in, cut, read_prompts
 from remerge.validation.references import (
     Settings,
-    check_memory,
     prompt_length,
     reference_of,
 )
@@ -131,7 +131,8 @@ def check(
     with tempfile.TemporaryDirectory(prefix="remerge-check-") as folder:
         work = Path(folder)
         against = reference_of(output, artefact, reference, base, adapters, work, max_memory)
-        check_memory(against)
+        if against.elements is not None:
+            check_elements(against.elements)
         tokenizer = open_tokenizer(against.tokenizer)
         asked = built_in() if prompts is None else read_prompts(prompts, tokenizer)
         length = prompt_length(against.config, settings)
