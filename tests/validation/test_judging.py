@@ -63,10 +63,16 @@ def test_scores(question: Question, answer: str, right: bool):
 
 
 @given(
-    st.sampled_from([r"\d+", r"^a*b?$", r"[^x]\s", r"(ab|ba){2}", r"\bfoo\b", "é|🎉"]), st.text()
+    st.sampled_from([r"\d+", r"^a*b?$", r"[^x]\s", r"(ab|ba){2}", r"\bfo+\b", r"\w\W", "é|🎉"]),
+    st.text(alphabet="abfox 01é北Ж🎉\n\t_-.,"),
 )
 def test_expressions_are_python_s(text: str, answer: str):
     assert score(pattern(text), answer) == float(re.search(text, answer.strip()) is not None)
+
+
+def test_where_expressions_are_unicode_s():
+    """Marks belong to words, as Unicode has it (UTS 18) and Python's `re` has not."""
+    assert score(pattern(r"^\w+$"), "हिन्दी") == 1 and not re.search(r"^\w+$", "हिन्दी")
 
 
 @given(st.text())
