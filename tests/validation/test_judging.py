@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from remerge.errors import BadInput, UsageError
@@ -62,6 +62,7 @@ def test_scores(question: Question, answer: str, right: bool):
     assert score(question, answer) == float(right)
 
 
+@settings(deadline=None)
 @given(
     st.sampled_from([r"\d+", r"^a*b?$", r"[^x]\s", r"(ab|ba){2}", r"\bfo+\b", r"\w\W", "é|🎉"]),
     st.text(alphabet="abfox 01é北Ж🎉\n\t_-.,"),
@@ -75,6 +76,7 @@ def test_where_expressions_are_unicode_s():
     assert score(pattern(r"^\w+$"), "हिन्दी") == 1 and not re.search(r"^\w+$", "हिन्दी")
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_an_answer_is_itself(answer: str):
     assert score(exact(answer), f" {answer}\n") == 1
