@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from remerge.errors import BadInput, UsageError
@@ -62,13 +62,21 @@ def test_scores(question: Question, answer: str, right: bool):
     assert score(question, answer) == float(right)
 
 
+@settings(deadline=None)
 @given(
-    st.sampled_from([r"\d+", r"^a*b?$", r"[^x]\s", r"(ab|ba){2}", r"\bfoo\b", "é|🎉"]), st.text()
+    st.sampled_from([r"\d+", r"^a*b?$", r"[^x]\s", r"(ab|ba){2}", r"\bfo+\b", r"\w\W", "é|🎉"]),
+    st.text(alphabet="abfox 01é北Ж🎉\n\t_-.,"),
 )
 def test_expressions_are_python_s(text: str, answer: str):
     assert score(pattern(text), answer) == float(re.search(text, answer.strip()) is not None)
 
 
+def test_where_expressions_are_unicode_s():
+    """Marks belong to words, as Unicode has it (UTS 18) and Python's `re` has not."""
+    assert score(pattern(r"^\w+$"), "हिन्दी") == 1 and not re.search(r"^\w+$", "हिन्दी")
+
+
+@settings(deadline=None)
 @given(st.text())
 def test_an_answer_is_itself(answer: str):
     assert score(exact(answer), f" {answer}\n") == 1

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from remerge.errors import BadInput, UsageError
@@ -35,6 +35,7 @@ def test_only_a_newline_ends_a_line(tmp_path: Path):
     assert (number, object_of("x", line)) == (1, value)
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.text(), st.text() | st.integers() | st.none()))
 def test_what_json_writes_is_read(value: dict[str, object]):
     assert object_of("x", json.dumps(value)) == value

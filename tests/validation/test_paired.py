@@ -25,6 +25,7 @@ from remerge.validation.questions import Question, QuestionSet
 RANDOM = np.random.default_rng(6)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 400), st.integers(0, 400))
 def test_mcnemar_is_the_binomial_test(lost: int, won: int):
     p = mcnemar(lost, won)

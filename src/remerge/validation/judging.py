@@ -78,7 +78,8 @@ def open_scorer(name: str) -> Scorer:
 
 
 def compile_pattern(pattern: str, where: str) -> Any:
-    """A regular expression as Python's `re` reads it; raises `BadInput` for what is none."""
+    """A regular expression, Python's but for newer Unicode: what `re` has no limit of time for, the
+    package `regex` has. Raises `BadInput` for what is none."""
     if not pattern or len(pattern) > _LONGEST_PATTERN:
         size = "is empty" if not pattern else f"has more than {_LONGEST_PATTERN:,} characters"
         raise BadInput(f"{where}: the regex {size}.")
