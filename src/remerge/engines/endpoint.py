@@ -378,6 +378,9 @@ def _elsewhere(work: Callable[[Callable[[Any], None]], Any], told: Callable[[Any
             box.put(("done", loop.run_until_complete(task)))
         except BaseException as error:
             box.put(("failed", error))
+        finally:
+            loop.run_until_complete(loop.shutdown_asyncgens())
+            loop.close()
 
     thread = threading.Thread(target=run, name="remerge-endpoint", daemon=True)
     thread.start()
@@ -390,8 +393,6 @@ def _elsewhere(work: Callable[[Callable[[Any], None]], Any], told: Callable[[Any
                 raise value
             told(value)
     finally:
-        with suppress(RuntimeError):
+        with suppress(RuntimeError):  # It is closed: nothing is left to end.
             loop.call_soon_threadsafe(task.cancel)
         thread.join()
-        loop.run_until_complete(loop.shutdown_asyncgens())
-        loop.close()

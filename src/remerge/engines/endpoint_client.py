@@ -197,7 +197,8 @@ class Client:
         raise TryAgain(
             f"The server at {endpoint.api} failed {endpoint.retries + 1} times.",
             why=f"It said last: {reason.rstrip('.')}.",
-            hint="Run the same command again: the answers that came are kept.",
+            hint="Run the same command again: the answers that came are kept. A server that has "
+            "ended may bear fewer requests at once.",
         )
 
     async def _once(
