@@ -25,7 +25,7 @@ from remerge.engines.endpoint_client import (
     Refused,
     environment_key,
 )
-from remerge.engines.endpoint_likelihoods import Text, Way, find_way, rendered
+from remerge.engines.endpoint_likelihoods import Text, Way, by_echo, find_way, rendered
 from remerge.errors import BadInput, UsageError
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "Served",
     "ask",
     "environment_key",
+    "repeats_prompts",
     "served",
 ]
 
@@ -110,6 +111,17 @@ def served(endpoint: Endpoint) -> Served:
     async def find() -> Served:
         async with Client(endpoint) as client:
             return await _served(client)
+
+    return _elsewhere(lambda say: find(), lambda event: None)
+
+
+def repeats_prompts(endpoint: Endpoint) -> bool:
+    """Whether the server tells the log-probabilities of a prompt's tokens (``echo``), which is what
+    others than `ask` need for likelihoods. Raises as `served`."""
+
+    async def find() -> bool:
+        async with Client(endpoint) as client:
+            return await find_way(client, (await _served(client)).model) is by_echo
 
     return _elsewhere(lambda say: find(), lambda event: None)
 
