@@ -4,7 +4,6 @@ probabilities."""
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,22 +15,12 @@ import remerge
 from remerge.engines.endpoint import Asked, Endpoint, Reply, ask, repeats_prompts, served
 from remerge.engines.tokenisation import open_tokenizer
 from remerge.errors import BadInput
-from tests.engines.places import needs, python_of
+from tests.engines.llama_server import llama_server
+from tests.engines.places import needs
 
 pytestmark = [*needs("llama.cpp"), pytest.mark.xdist_group("llama.cpp server")]
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-_SERVER = """
-import sys, time, xllamacpp
-asked = xllamacpp.CommonParams()
-asked.model.path = sys.argv[1]
-asked.n_ctx, asked.n_parallel, asked.warmup = 4 * 512, 4, False
-asked.cache_type_k = asked.cache_type_v = 0
-asked.hostnames, asked.port = ["127.0.0.1"], 0
-server = xllamacpp.Server(asked)
-print(server.listening_address, flush=True)
-time.sleep(3600)
-"""
 
 
 @pytest.fixture(scope="module")
@@ -43,14 +32,8 @@ def merged(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(merged: Path) -> Iterator[Endpoint]:
-    file = merged.with_name("merged.gguf")
-    pythons = {"llama.cpp": str(python_of("llama.cpp"))}
-    remerge.export(merged, output=file, to="gguf:F32", engine_python=pythons)
-    command = [str(python_of("llama.cpp")), "-c", _SERVER, str(file)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        yield Endpoint(process.stdout.readline().strip(), key=None, concurrency=4)
-        process.kill()
+    with llama_server(merged) as endpoint:
+        yield endpoint
 
 
 @pytest.fixture(scope="module")

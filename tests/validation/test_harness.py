@@ -26,6 +26,7 @@ from remerge.validation.harness import (
     compare_harness,
     run_harness,
 )
+from tests.engines.llama_server import llama_server
 from tests.engines.places import needs, python_of
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -312,3 +313,25 @@ def test_models_that_cannot_be_loaded(tasks: Path, tmp_path: Path):
         evaluate(tasks, "sort_written", directory=str(broken))
     with pytest.raises(BadInput, match=r"cannot load .* with "):
         evaluate(tasks, "sort_written", directory=str(BASE), peft=str(broken))
+
+
+@pytest.mark.skipif(not python_of("llama.cpp").exists(), reason="not installed: llama.cpp")
+@engine
+def test_a_server_is_asked_what_the_checkpoint_is(merged: Path, tasks: Path, tmp_path: Path):
+    # Without the BOS, which the tokenizer adds.
+    head = _HEAD.format(file=json.dumps(str(tasks / "sort.jsonl"))).replace(
+        "{{text}}", "{{text[9:]}}"
+    )
+    (tmp_path / "t.yaml").write_text(_WRITTEN.replace("sort_written", "no_bos") + head)
+    (tmp_path / "c.yaml").write_text(_CHOSEN + head)
+    asked = HarnessSettings(("no_bos",), tmp_path, dtype="float32")
+    pythons = {"lm-eval": str(python_of("lm-eval"))}
+    float32 = tmp_path / "float32"
+    remerge.merge(BASE, SORT, float32, dtype="float32")
+    with llama_server(float32) as server:
+        sides = Side(float32), Side(BASE, server=server)
+        found = run_harness(None, *sides, asked, pythons=pythons, report=silent)
+        with pytest.raises(Unsupported, match="sort_chosen would need"):
+            evaluate(tmp_path, "sort_chosen", url=server.url, tokenizer=str(BASE))
+    assert found.paired["no_bos", "exact_match"] == Paired(COUNT, 0, 0)
+    assert found.results[0].merged > 0.8

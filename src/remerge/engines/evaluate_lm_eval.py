@@ -191,11 +191,30 @@ def _model(side: Mapping[str, Any], request: Mapping[str, Any]) -> Any:
 def _server(side: Mapping[str, Any], loaded: Mapping[str, Any], notes: list[str]) -> Any:
     """A server, whose tokenizer lies in a directory here."""
     from lm_eval.models.openai_completions import LocalCompletionsAPI
+    from lm_eval.models.utils import has_bos_prefix
 
     from remerge.engines.endpoint import repeats_prompts, served
 
+    class Server(LocalCompletionsAPI):
+        """Cuts texts as `HFLM` does: with the special tokens of the tokenizer's own, and no second
+        BOS. lm-eval's own leaves them out of servers' prompts, which then are other ones."""
+
+        def tok_encode(
+            self,
+            string: Any,
+            left_truncate_len: int | None = None,
+            add_special_tokens: bool | None = None,
+            **_: Any,
+        ) -> Any:
+            if not isinstance(string, str):
+                return [self.tok_encode(s, left_truncate_len, add_special_tokens) for s in string]
+            first = self.tokenizer.bos_token or self.tokenizer.eos_token
+            special = add_special_tokens is not False and not has_bos_prefix(string, first)
+            ids = self.tokenizer(string, add_special_tokens=special)["input_ids"]
+            return ids[-left_truncate_len:] if left_truncate_len else ids
+
     endpoint = Endpoint(side["url"], side.get("model"), concurrency=side.get("concurrency") or 1)
-    scored = [n for n, task in loaded["tasks"].items() if _kind_of(task) != _WRITTEN]
+    scored = [name for name, task in loaded["tasks"].items() if _kind_of(task) != _WRITTEN]
     model = served(endpoint).model
     # llama.cpp's passes over ``echo``, and every choice is then as likely as any other.
     if scored and not repeats_prompts(endpoint):
@@ -211,22 +230,16 @@ def _server(side: Mapping[str, Any], loaded: Mapping[str, Any], notes: list[str]
     length = _length(Path(side["tokenizer"]))
     if length is None:
         notes.append("How long the server's context is, is not known here: 2048 is assumed.")
-    return LocalCompletionsAPI(
+    return Server(
         base_url=f"{endpoint.api}/completions",
         model=model,
         tokenizer_backend="huggingface",
-        tokenizer=_pad_safe(side["tokenizer"]),
+        tokenizer=side["tokenizer"],
+        # Of what it writes: texts as the tokenizer cuts them, see above.
+        add_bos_token=True,
         num_concurrent=endpoint.concurrency,
         max_length=length or 2048,
     )
-
-
-def _pad_safe(directory: str) -> Any:
-    from lm_eval.models.utils import configure_pad_token
-    from transformers import AutoTokenizer
-
-    found = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-    return configure_pad_token(found)
 
 
 def _length(directory: Path) -> int | None:
