@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from remerge.artefacts.making_adapter import AdapterResult
     from remerge.artefacts.making_by_engine import EngineResult
     from remerge.validation.check import CheckReport
+    from remerge.validation.compare import CompareReport
     from remerge.validation.formats import FormatTable
 
 Source = str | Path
@@ -385,6 +386,69 @@ def check(
         max_memory=DEFAULT,
         report=report,
     )
+
+
+def compare(
+    base: Source | None,
+    adapters: Source | Sequence[Source],
+    output: Source,
+    *,
+    gate: Mapping[str, Any] | None = None,
+    bisect: bool = False,
+    engine: str | None = None,
+    form: str | None = None,
+    dtype: str = "float32",
+    device: str = "cpu",
+    max_tokens: int = 512,
+    answer_tokens: int | None = None,
+    chat: bool = True,
+    endpoint: Sequence[str] = (),
+    lm_eval: Sequence[str] = (),
+    lm_eval_include: Path | None = None,
+    recipe_options: Mapping[str, Any] | None = None,
+    record: bool = True,
+    remember: bool = True,
+    engine_python: Mapping[str, str] | None = None,
+    threads: int | None = None,
+    report: Report = _silent,
+) -> CompareReport:
+    """Compare ``output`` with the adapters on their base, which PEFT runs, and judge
+    (docs/compare.md).
+
+    ``gate`` says what is asked (``evaluations``: ``[NAME=]FILE`` each, ``scorer``, ``text``,
+    ``prompts``, ``limit``) and allowed (``max_drop``, ``max_kl``, ``min_agreement``). Without
+    ``base`` and ``adapters`` the manifest's are taken; ``recipe_options`` say how they were merged
+    where there is no manifest. The result is written beside ``output`` unless ``record`` is false,
+    and what models answer is remembered unless ``remember`` is. ``passed`` of the report is the
+    verdict.
+    """
+    # It always imports transformers, which takes seconds; most commands can do without.
+    from remerge.validation import comparison_asked
+
+    named = [adapters] if isinstance(adapters, str | Path) else list(adapters)
+    asked = comparison_asked.Asked(
+        base=base,
+        adapters=named,
+        output=Path(output),
+        gate=dict(gate or {}),
+        bisect=bisect,
+        engine=engine,
+        form=form,
+        dtype=dtype,
+        device=str(_device(device)),
+        max_tokens=max_tokens,
+        answer_tokens=answer_tokens,
+        chat=chat,
+        endpoints=tuple(endpoint),
+        lm_eval=tuple(lm_eval),
+        lm_eval_include=lm_eval_include,
+        recipe_options=dict(recipe_options or {}),
+        record=record,
+        remember=remember,
+        pythons=dict(engine_python or {}),
+        threads=threads,
+    )
+    return comparison_asked.run(asked, report)
 
 
 def formats(
