@@ -90,9 +90,12 @@ def open_compared(
     options: Mapping[str, Any],
     max_memory: int,
 ) -> Compared:
-    """Open everything; what is not given is what the manifest names. The recipe is that of the artefact's manifest; without one, what ``options``
-    (of `remerge.plan`) say. Raises what opening raises; a manifest that other bytes lie under
-    raises nothing: a gate fails."""
+    """Open everything; what is not given is what the manifest names.
+
+    The recipe is that of the artefact's manifest; without one, what ``options`` (of `remerge.plan`)
+    say. Raises what opening raises; a manifest that other bytes lie under raises nothing: a gate
+    fails.
+    """
     artefact = find_artefact(output)
     origin = artefact.origin
     if origin is None and not adapters:

@@ -23,11 +23,13 @@ _ASKED = ("evaluations", "scorer", "text", "prompts", "limit")
 
 @dataclass(frozen=True)
 class Asked:
-    """The arguments of `remerge.compare`."""
+    """The arguments of `remerge.compare`; ``known_as`` is the output's name where it is another
+    than that of the place where it lies for now."""
 
     base: str | Path | None
     adapters: Sequence[str | Path]
     output: Path
+    known_as: str | None = None
     gate: Mapping[str, Any] = field(default_factory=dict[str, Any])
     bisect: bool = False
     engine: str | None = None
@@ -85,7 +87,7 @@ class Asked:
         words = ["remerge", "compare"]
         words += [] if self.base is None else [_name(self.base)]
         words += [_name(adapter) for adapter in self.adapters]
-        words.append(self.output.name)
+        words.append(self.known_as or self.output.name)
         for evaluation in self.asking.evaluations:
             words += ["--eval", f"{evaluation.name}={evaluation.path.name}"]
         for option in ("text", "prompts"):
