@@ -13,7 +13,9 @@ from remerge.artefacts.making import Report
 from remerge.errors import UsageError
 from remerge.validation.compare import Asking, CompareReport, Settings, compare
 from remerge.validation.gate import Thresholds
+from remerge.validation.harness import HarnessSettings
 from remerge.validation.judging import open_scorer
+from remerge.validation.served_sides import parse_endpoints
 from remerge.validation.sides import Running
 from remerge.validation.tasks import parse_evals
 
@@ -82,6 +84,19 @@ class Asked:
         return Thresholds().overridden(given)
 
     @property
+    def harness(self) -> HarnessSettings | None:
+        """What lm-eval is to do."""
+        if not self.lm_eval:
+            return None
+        return HarnessSettings(
+            self.lm_eval,
+            self.lm_eval_include,
+            limit=self.gate.get("limit"),
+            dtype=self.dtype,
+            device=self.device,
+        )
+
+    @property
     def command(self) -> str:
         """The command that asks for this, without paths, which are this machine's alone."""
         words = ["remerge", "compare"]
@@ -111,6 +126,8 @@ def run(asked: Asked, report: Report) -> CompareReport:
         engine=asked.engine,
         form=asked.form,
         options=asked.recipe_options,
+        endpoints=parse_endpoints(asked.endpoints),
+        harness=asked.harness,
         record=asked.record,
         remember=asked.remember,
         command=asked.command,
