@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         open_merged,
         plan,
         read_recipe,
+        report,
         verify,
     )
 
@@ -63,6 +64,7 @@ __all__ = [
     "open_merged",
     "plan",
     "read_recipe",
+    "report",
     "verify",
 ]
 
@@ -81,6 +83,7 @@ def __getattr__(name: str) -> Any:
         "open_merged",
         "plan",
         "read_recipe",
+        "report",
         "verify",
     ):
         from remerge import api

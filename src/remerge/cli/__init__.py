@@ -30,6 +30,7 @@ _COMMANDS = (
     "verify",
     "check",
     "formats",
+    "report",
     "engines",
     "doctor",
 )
