@@ -444,10 +444,10 @@ def report(
     *,
     overwrite: bool = False,
 ) -> Written:
-    """One page of HTML on ``output``: its origin, weights, scores, formats and cost (docs/report.md).
+    """One page of HTML on ``output``: origin, weights, scores, formats and cost (docs/report.md).
 
-    It is written to ``path``, by default ``OUT-report.html`` beside the output; a file there that is
-    no report is only replaced with ``overwrite``. ``formats`` are files of ``remerge formats
+    It is written to ``path``, by default ``OUT-report.html`` beside the output; a file there that
+    is no report is only replaced with ``overwrite``. ``formats`` are files of ``remerge formats
     --json``. Needs the extra ``remerge[report]``.
     """
     from remerge.validation.report.writing import write_report

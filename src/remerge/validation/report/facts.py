@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -223,8 +223,11 @@ def read_formats(path: Path) -> FormatTable:
 
 
 def moment(started: str) -> str:
-    """A moment for people; as it stands where it is none."""
+    """A moment for people, in UTC where it tells its zone; as it stands where it is none."""
     try:
-        return f"{datetime.fromisoformat(started):%Y-%m-%d %H:%M}"
+        found = datetime.fromisoformat(started)
     except ValueError:
         return started
+    if found.tzinfo is None:
+        return f"{found:%Y-%m-%d %H:%M}"
+    return f"{found.astimezone(UTC):%Y-%m-%d %H:%M} UTC"

@@ -102,20 +102,19 @@ def heatmap(grid: Grid, measure: Measure) -> str:
                     "description": {"field": "number"},
                 },
             },
-            {
-                "transform": [{"filter": "datum.fails"}],
-                "mark": {
-                    "type": "point",
-                    "shape": "M-1,-1L1,1M1,-1L-1,1",
-                    "size": 0.6 * min(width, height) ** 2,
-                    "stroke": "var(--mark)",
-                    "strokeWidth": 1.6,
-                },
-            },
+            _crosses(min(width, height), "var(--paper)", 4.5),
+            _crosses(min(width, height), "var(--mark)", 2),
         ],
     }
     spec["encoding"] = {"x": x, "y": y}
-    return _drawn(spec)
+    return _drawn(spec, rows)
+
+
+def _crosses(cell: int, colour: str, width: float) -> dict[str, Any]:
+    """A cross in every cell that fails; a wider one below parts it from the cell's colour."""
+    mark = {"type": "point", "shape": "M-1,-1L1,1M1,-1L-1,1", "size": 0.5 * cell**2}
+    mark |= {"stroke": colour, "strokeWidth": width, "strokeCap": "round", "opacity": 1}
+    return {"transform": [{"filter": "datum.fails"}], "mark": mark}
 
 
 def scores(tasks: Sequence[TaskResult]) -> str:
@@ -144,10 +143,12 @@ def scores(tasks: Sequence[TaskResult]) -> str:
         "sort": None,
         "axis": {"title": None, "grid": False},
     }
+    height = 44 * len(tasks)
+    title, gained = "score, with 95 % interval", "merged less adapter"
     left: dict[str, Any] = {
         "data": {"values": rows},
         "width": 420,
-        "height": {"step": 13},
+        "height": height,
         "encoding": {
             "y": y,
             "yOffset": {"field": "side", "type": "nominal", "scale": {"domain": [*_SIDES]}},
@@ -156,41 +157,45 @@ def scores(tasks: Sequence[TaskResult]) -> str:
             {
                 "mark": {"type": "rule", "strokeWidth": 1.5},
                 "encoding": {
-                    "x": _x("low", "score, with 95 % interval", zero=False),
+                    "x": _x("low", title),
                     "x2": {"field": "high"},
                     "color": colour,
                 },
             },
             {
                 "mark": {"type": "point", "filled": True, "size": 46, "opacity": 1},
-                "encoding": {"x": {"field": "value"}, "color": colour, "shape": shape},
+                "encoding": {"x": _x("value", title), "color": colour, "shape": shape},
             },
         ],
     }
     right: dict[str, Any] = {
         "data": {"values": deltas},
         "width": 260,
-        "height": {"step": 39},
+        "height": height,
         "encoding": {"y": {**y, "axis": None}},
         "layer": [
             {
                 "mark": {"type": "rule", "color": _QUIET, "strokeDash": [3, 3]},
-                "encoding": {"x": {"datum": 0}, "y": {"value": 0}, "y2": {"value": "height"}},
+                "encoding": {
+                    "x": {"datum": 0, "type": "quantitative"},
+                    "y": {"value": 0},
+                    "y2": {"value": "height"},
+                },
             },
             {
                 "mark": {"type": "rule", "strokeWidth": 1.5, "color": _INK},
                 "encoding": {
-                    "x": _x("low", "merged less adapter", zero=True),
+                    "x": _x("low", gained, zero=True),
                     "x2": {"field": "high"},
                 },
             },
             {
                 "mark": {"type": "point", "filled": True, "size": 46, "color": _INK, "opacity": 1},
-                "encoding": {"x": {"field": "value"}},
+                "encoding": {"x": _x("value", gained, zero=True)},
             },
         ],
     }
-    return _drawn({"hconcat": [left, right], "spacing": 28})
+    return _drawn({"hconcat": [left, right], "spacing": 28}, [row["task"] for row in rows])
 
 
 def formats(rows: Sequence[FormatRow]) -> str:
@@ -224,11 +229,11 @@ def formats(rows: Sequence[FormatRow]) -> str:
     panels = [
         panel("size", "MB", bar, zero=True),
         panel("kl", "KL divergence, nats (log)", point, type="log"),
-        panel("top1", "same likeliest token", point, zero=False),
+        panel("top1", "same likeliest token", point),
     ]
     if any(row["score"] is not None for row in made):
-        panels.append(panel("score", "right answers", point, zero=False))
-    return _drawn({"data": {"values": made}, "hconcat": panels, "spacing": 16})
+        panels.append(panel("score", "right answers", point))
+    return _drawn({"data": {"values": made}, "hconcat": panels, "spacing": 16}, _order(made))
 
 
 def suspects(found: Bisection) -> str:
@@ -244,7 +249,8 @@ def suspects(found: Bisection) -> str:
                 "x": _x("share", "share of the divergence that goes", zero=True),
                 "y": {"field": "name", "type": "nominal", "sort": None, "axis": {"title": None}},
             },
-        }
+        },
+        [row["name"] for row in rows],
     )
 
 
@@ -253,12 +259,12 @@ def _order(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _x(field: str, title: str, **scale: Any) -> dict[str, Any]:
-    return {
-        "field": field,
-        "type": "quantitative",
-        "scale": scale,
-        "axis": {"title": title, "tickCount": 5},
-    }
+    axis: dict[str, Any] = {"title": title, "tickCount": 5, "labelOverlap": True}
+    if scale.get("type") == "log":
+        axis |= {"format": "~e", "tickCount": 4}
+    else:
+        scale = {"zero": False, **scale}
+    return {"field": field, "type": "quantitative", "scale": scale, "axis": axis}
 
 
 def _label(text: str) -> str:
@@ -275,8 +281,8 @@ def _distinct(labels: Sequence[str]) -> list[str]:
     ]
 
 
-def _drawn(spec: dict[str, Any]) -> str:
-    """The SVG of a Vega-Lite specification, to stand in HTML."""
+def _drawn(spec: dict[str, Any], labels: Sequence[str]) -> str:
+    """The SVG of a Vega-Lite specification, to stand in HTML; ``labels`` are those at its left."""
     try:
         import vl_convert
     except ImportError as error:
@@ -285,8 +291,11 @@ def _drawn(spec: dict[str, Any]) -> str:
             hint="Install it: pip install 'remerge[report]'.",
         ) from error
 
+    # The reader's font may be a fifth wider than the one that is measured here.
+    room = 5 + 1.4 * max(map(len, labels), default=0)
+    padding = {"left": room, "right": 12, "top": 5, "bottom": 5}
     drawn: str = vl_convert.vegalite_to_svg(
-        {"background": None, "config": _CONFIG, **spec}, allowed_base_urls=[]
+        {"background": None, "config": _CONFIG, "padding": padding, **spec}, allowed_base_urls=[]
     )
     return _cleaned(drawn)
 

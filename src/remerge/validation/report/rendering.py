@@ -42,6 +42,7 @@ def render(facts: Facts) -> str:
     )
     environment.filters |= {  # pyright: ignore[reportAttributeAccessIssue]
         "shown": words.shown,
+        "brief": words.brief,
         "figure": words.figure,
         "signed": words.signed,
         "percent": words.percent,
@@ -55,7 +56,7 @@ def render(facts: Facts) -> str:
 
     def drawn(svg: str) -> Any:
         # The only markup that is not escaped: what Vega-Lite drew, parsed and written again.
-        return Markup(svg)  # noqa: S704
+        return Markup(svg)
 
     newest = None if facts.newest is None else facts.newest.figures
     measures = () if facts.grid is None else measures_of(facts.grid)

@@ -7,12 +7,21 @@ import math
 # They change the order in which what follows is read.
 _BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 NONE = "–"
+# No name in use is longer.
+_BRIEF = 300
 
 
 def shown(text: str) -> str:
     """A foreign text with what is invisible or changes its surroundings made visible: control
     characters as their pictures, marks of direction by their numbers."""
     return "".join(_visible(c) for c in text)
+
+
+def brief(text: str) -> str:
+    """A foreign name or short text, cut in the middle where it is none."""
+    if len(text) > _BRIEF:
+        text = f"{text[: _BRIEF // 2]} … {text[-_BRIEF // 2 :]}"
+    return shown(text)
 
 
 def _visible(c: str) -> str:
