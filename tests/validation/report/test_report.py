@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 from html.parser import HTMLParser
@@ -181,6 +182,16 @@ def test_hostile_texts_stay_texts(out: Path):
         assert made.HOSTILE[name] in found.words, name
     # Two names that look alike when shown are two rows.
     assert "sa␀me" in found.words
+
+
+def test_figures_that_are_not_finite_are_told(out: Path):
+    """A broken artefact gives such; they must not stop the report on it."""
+    logits = made.figures().logits[0].model_copy(update={"kl_mean": math.nan, "kl_max": math.inf})
+    broken = made.weights({"model.layers.0.a.weight": made.tensor(kept=math.nan, worst=math.inf)})
+    made.compared(out, made.figures(logits=(logits,), weights=broken, seconds=0.0))
+    found = page(out)
+    assert found.words.count("not finite") >= 4
+    assert "1 tensor has weights that no right merge gives" in found.words
 
 
 def test_nothing_is_fetched(out: Path):

@@ -238,7 +238,9 @@ def formats(rows: Sequence[FormatRow]) -> str:
 
 def suspects(found: Bisection) -> str:
     """How much of the divergence goes with each suspect."""
-    rows = [{"name": _label(one.name), "share": one.share} for one in found.suspects]
+    names = [_label(one.name) for one in found.suspects]
+    shares = [one.share for one in found.suspects]
+    rows = [{"name": name, "share": share} for name, share in zip(names, shares, strict=True)]
     return _drawn(
         {
             "data": {"values": rows},
@@ -250,7 +252,7 @@ def suspects(found: Bisection) -> str:
                 "y": {"field": "name", "type": "nominal", "sort": None, "axis": {"title": None}},
             },
         },
-        [row["name"] for row in rows],
+        names,
     )
 
 
@@ -268,7 +270,8 @@ def _x(field: str, title: str, **scale: Any) -> dict[str, Any]:
 
 
 def _label(text: str) -> str:
-    """A foreign name, short enough to stand beside an axis."""
+    """A foreign name, short enough to stand beside an axis. Vega's renderer aborts the process
+    where a character is none of XML's: none gets past `shown`."""
     text = " ".join(shown(text).split())
     return text if len(text) <= _LABEL else f"{text[: _LABEL // 2]}…{text[-_LABEL // 2 + 1 :]}"
 

@@ -195,7 +195,7 @@ def together(parts: Sequence[Tensor]) -> Tensor:
     if len(parts) == 1:
         return parts[0]
     kept = _by_delta([(p.delta, p.kept) for p in parts])
-    noise = _by_delta([(p.delta, None if p.noise is None else p.noise**2) for p in parts])
+    noise = _by_delta([(p.delta, None if p.noise is None else p.noise * p.noise) for p in parts])
     return replace(
         Tensor(sum(p.elements for p in parts)),
         base=_norm(p.base for p in parts),
@@ -209,11 +209,12 @@ def together(parts: Sequence[Tensor]) -> Tensor:
 
 def _norm(norms: Iterable[float | None]) -> float | None:
     known = [norm for norm in norms if norm is not None]
-    return math.sqrt(math.fsum(norm**2 for norm in known)) if known else None
+    return math.hypot(*known) if known else None
 
 
 def _by_delta(figures: Sequence[tuple[float | None, float | None]]) -> float | None:
     """The mean, weighted by the delta's square; by nothing where no norm is known."""
-    told = [(1.0 if norm is None else norm**2, x) for norm, x in figures if x is not None]
-    weight = math.fsum(w for w, _ in told)
-    return math.fsum(w * x for w, x in told) / weight if weight else None
+    # Products, not powers or fsum: a figure may be too large, and must not stop the report.
+    told = [(1.0 if norm is None else norm * norm, x) for norm, x in figures if x is not None]
+    weight = sum(w for w, _ in told)
+    return sum(w * x for w, x in told) / weight if weight else None

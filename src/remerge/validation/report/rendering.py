@@ -49,7 +49,6 @@ def render(facts: Facts) -> str:
         "size": words.size,
         "duration": words.duration,
         "moment": moment,
-        "short": lambda digest: digest[:12],
     }
     script = (_TEMPLATES / "page.js").read_text("utf-8")
     hashed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

@@ -52,7 +52,11 @@ def figure(value: float | None) -> str:
 
 def signed(value: float | None) -> str:
     """A difference, with its sign."""
-    return NONE if value is None else f"{'+' if value > 0 else ''}{value:.3f}".replace("-", "−")
+    if value is None:
+        return NONE
+    if not math.isfinite(value):
+        return "not finite"
+    return f"{'+' if value > 0 else ''}{value:.3f}".replace("-", "−")
 
 
 def percent(value: float | None, digits: int = 1) -> str:
