@@ -66,6 +66,8 @@ def test_figures_of_a_comparison(out: Path, tmp_path: Path):
         "98.0% [95.0%, 100.0%]",
         "−0.020 [−0.040, −0.020]",
         "3.10e-05",
+        "3.412",
+        "3.413",
         "≥ 3.10e-05",
         "acc_norm",
         "layer 2, block3.part_3",
@@ -74,14 +76,14 @@ def test_figures_of_a_comparison(out: Path, tmp_path: Path):
         "712.00 MB",
         "gguf:Q4_K_M",
         "no module fits <b>",
-        "2 tensors have weights that no right merge gives",
+        "2 tensors fail, crossed below",
         "ab" * 32,
     ):
         assert words in found.words, words
     rows = {cells[0]: cells[1:] for cells in _rows(render(gather(out, [])))}
     assert rows["model.layers.2.block3.part_3.weight"][4] == "0.00%"
     assert rows["model.layers.2.block3.part_3.weight"][-1] == "fail"
-    assert rows["model.layers.2.block2.part_2.weight"][-1] == "as merged"
+    assert rows["model.layers.2.block2.part_2.weight"][-1] == "hold"
 
 
 def _rows(text: str) -> list[list[str]]:
@@ -191,7 +193,7 @@ def test_figures_that_are_not_finite_are_told(out: Path):
     made.compared(out, made.figures(logits=(logits,), weights=broken, seconds=0.0))
     found = page(out)
     assert found.words.count("not finite") >= 4
-    assert "1 tensor has weights that no right merge gives" in found.words
+    assert "1 tensor fails, crossed below" in found.words
 
 
 def test_nothing_is_fetched(out: Path):

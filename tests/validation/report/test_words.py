@@ -39,6 +39,8 @@ def test_brief():
         (figure(1.4e-5), "1.40e-05"),
         (figure(12345.6), "12,346"),
         (figure(-2.5), "-2.5"),
+        (figure(999.7), "1,000"),
+        (figure(3.41264, 5), "3.4126"),
         (figure(math.nan), "not finite"),
         (percent(0.98765), "98.8%"),
         (percent(None), "–"),

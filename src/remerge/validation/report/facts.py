@@ -190,12 +190,12 @@ def _conflicts(
     if manifest is None or known is None:
         return known, False
     try:
-        places = [_unchanged(record) for record in (manifest.base, *manifest.adapters)]
-        base, *adapters = [place for place in places if place is not None]
-        if len(adapters) < len(manifest.adapters):
+        base = _unchanged(manifest.base)
+        adapters = [place for place in map(_unchanged, manifest.adapters) if place is not None]
+        if base is None or len(adapters) < len(manifest.adapters):
             return known, False
         return find_conflicts(open_inputs(base, adapters, progress=False), None).report, True
-    except (RemergeError, OSError, ValueError):
+    except (RemergeError, OSError):
         return known, False
 
 

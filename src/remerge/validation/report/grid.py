@@ -32,8 +32,8 @@ class Tensor:
 
     @property
     def fails(self) -> bool:
-        """Whether its weights are not those of a right merge: part of the delta is not there (or
-        is there too often), or errors are larger than rounding makes them."""
+        """Whether part of the delta is not there, or there too often (rounding may have lost it,
+        or the merge is wrong), or errors are larger than rounding makes them."""
         lost = self.kept is not None and not abs(1.0 - self.kept) <= 1.0 - LEAST_KEPT
         return lost or (self.excess is not None and not self.excess <= MOST_EXCESS)
 

@@ -39,15 +39,16 @@ def _visible(c: str) -> str:
     return c
 
 
-def figure(value: float | None) -> str:
-    """Three digits, in powers of ten where it is very small or large."""
+def figure(value: float | None, digits: int = 3) -> str:
+    """So many digits, in powers of ten where it is very small or large."""
     if value is None:
         return NONE
     if not math.isfinite(value):
         return "not finite"
     if value and not 1e-3 <= abs(value) < 1e6:
-        return f"{value:.2e}"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{float(f'{value:.3g}'):g}"
+        return f"{value:.{digits - 1}e}"
+    text = f"{value:.{digits}g}"
+    return f"{value:,.0f}" if abs(float(text)) >= 10 ** (digits - 1) else text
 
 
 def signed(value: float | None) -> str:

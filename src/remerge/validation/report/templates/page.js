@@ -41,7 +41,7 @@
     const cell = map.querySelector(`[data-cell="${number}"]`);
     cell.classList.add("on");
     const name = rows[number].cells[0].textContent;
-    told.textContent = `${name}: ${figures(number).map((pair) => pair.join(" ")).join(", ")}`;
+    told.textContent = `${name}: ${figures(number).map((pair) => pair.join(" ")).join("; ")}`;
     const list = document.createElement("dl");
     for (const [what, value] of figures(number)) {
       const term = document.createElement("dt");
