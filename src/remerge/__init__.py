@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         open_merged,
         plan,
         read_recipe,
+        report,
         verify,
     )
 
@@ -65,6 +66,7 @@ __all__ = [
     "open_merged",
     "plan",
     "read_recipe",
+    "report",
     "verify",
 ]
 
@@ -84,6 +86,7 @@ def __getattr__(name: str) -> Any:
         "open_merged",
         "plan",
         "read_recipe",
+        "report",
         "verify",
     ):
         from remerge import api

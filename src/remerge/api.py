@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from remerge.validation.check import CheckReport
     from remerge.validation.compare import CompareReport
     from remerge.validation.formats import FormatTable
+    from remerge.validation.report.writing import Written
 
 Source = str | Path
 # Told of the comparison that decides whether an output is published.
@@ -562,6 +563,29 @@ def formats(
         threads=threads,
         max_memory=DEFAULT,
         report=report,
+    )
+
+
+def report(
+    output: Source,
+    path: Source | None = None,
+    formats: Sequence[Source] = (),
+    *,
+    overwrite: bool = False,
+) -> Written:
+    """One page of HTML on ``output``: origin, weights, scores, formats and cost (docs/report.md).
+
+    It is written to ``path``, by default ``OUT-report.html`` beside the output; a file there that
+    is no report is only replaced with ``overwrite``. ``formats`` are files of ``remerge formats
+    --json``. Needs the extra ``remerge[report]``.
+    """
+    from remerge.validation.report.writing import write_report
+
+    return write_report(
+        Path(output),
+        None if path is None else Path(path),
+        [Path(file) for file in formats],
+        overwrite=overwrite,
     )
 
 

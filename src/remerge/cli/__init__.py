@@ -31,6 +31,7 @@ _COMMANDS = (
     "check",
     "compare",
     "formats",
+    "report",
     "engines",
     "doctor",
 )
