@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from remerge.api import (
         check,
         combine,
+        compare,
         conflicts,
         export,
         extract,
@@ -54,6 +55,7 @@ __all__ = [
     "__version__",
     "check",
     "combine",
+    "compare",
     "conflicts",
     "export",
     "extract",
@@ -72,6 +74,7 @@ def __getattr__(name: str) -> Any:
     if name in (
         "check",
         "combine",
+        "compare",
         "conflicts",
         "export",
         "extract",

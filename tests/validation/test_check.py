@@ -18,7 +18,7 @@ import remerge
 from remerge.errors import BadInput, IntegrityError, UsageError
 from remerge.validation.check import CheckReport
 from remerge.validation.limits import FORMATS, gates, kl_limit, share_gate
-from remerge.validation.score_comparison import Comparison, Share
+from remerge.validation.score_comparison import Comparison, Differences, Share
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 BASE, ADAPTER = EXAMPLES / "base", EXAMPLES / "adapters" / "sort"
@@ -163,6 +163,8 @@ def comparison(kl: float, **others: float) -> Comparison:
         "kl_mean": kl,
         "kl_max": 10 * kl,
         "top1": 0.99,
+        "top5": 0.99,
+        "logits": Differences("logits", 0.1, 1.0),
         "perplexity_reference": 10.0,
         "perplexity": 10.0,
         **others,

@@ -12,9 +12,10 @@ from click.testing import CliRunner
 
 import remerge
 from remerge.cli import group
+from remerge.engines.scoring import Answered
 from remerge.engines.tokenisation import open_tokenizer
 from remerge.errors import BadInput, RemergeError, UsageError
-from remerge.validation.formats import Task, read_task
+from remerge.validation.formats import read_task
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 BASE, SORT = EXAMPLES / "base", EXAMPLES / "adapters" / "sort"
@@ -37,10 +38,13 @@ def write(path: Path, *lines: object) -> Path:
     return path
 
 
-def test_the_share_of_right_answers():
-    task = Task(((1,), (2,), (3,)), ("x xx", "xxx", "x"), 5)
-    assert task.right([[1, 2], [3], [2]], Words()) == pytest.approx(2 / 3)
-    assert task.questions.answers == 3 and task.questions.answer_tokens == 5
+def test_the_share_of_right_answers(tmp_path: Path):
+    lines = ({"prompt": "a", "expected": right} for right in ("x xx", ["y", "xxx"], "x"))
+    task = read_task(write(tmp_path / "t.jsonl", *lines), Words(), 9)
+    answers = [Answered(answer=ids) for ids in ((1, 2), (3,), (2,))]
+    assert task.right(answers, Words()) == pytest.approx(2 / 3)
+    assert {(item.kind, item.tokens) for item in task.items(5).values()} == {("answer", 6)}
+    assert list(task.items(5)) == [5, 6, 7]
 
 
 def test_a_task_is_read(tmp_path: Path):
@@ -52,7 +56,7 @@ def test_a_task_is_read(tmp_path: Path):
     )
     task = read_task(file, Words(), 2)
     assert task.prompts == ((3, 3), (1,))
-    assert task.expected == ("three", "b c")
+    assert [question.wanted for question in task.asked.questions] == [" three ", "b c"]
     assert task.tokens == 2 + 4
 
 
@@ -71,6 +75,7 @@ def test_a_chat_template_is_used(tmp_path: Path):
         ('{"prompt": "a"}', "line 1 has no prompt with an expected answer"),
         ('{"prompt": 1, "expected": "b"}', "line 1 has no prompt"),
         ("[1]", "line 1 has no prompt"),
+        ('{"prompt": "a", "choices": ["b", "c"], "answer": 0}', "line 1 has choices"),
     ],
 )
 def test_what_is_no_task(tmp_path: Path, content: str, said: str):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from remerge.engines.scoring import Questions, ScoreFile, Scores, put_likeliest
+from remerge.engines.scoring import Questions, Scores, followed, write_likeliest, write_rows
 from remerge.errors import BadInput
 from remerge.validation.score_comparison import (
     adapter_share,
@@ -111,9 +111,10 @@ def test_the_likeliest_tokens_alone(tmp_path: Path):
             likeliest = np.argsort(-row)[: kept - 1].tolist()
             names = dict.fromkeys([*likeliest, token, *np.argsort(-row).tolist()])
             rows.append({int(t): float(row[t]) for t in list(names)[:kept]})
-        path = tmp_path / f"{kept}.npy"
-        put_likeliest(path, rows, width)
-        found = compare(scores(first), Scores.read(path), questions)
+        path = tmp_path / f"{kept}.npz"
+        write_likeliest(path, rows, questions.prompts[0], width)
+        engine = Scores.read([path], tmp_path / "whole.npy")
+        found = compare(scores(first), engine, questions)
         assert found.likeliest == (None if kept == width else kept)
         assert previous <= found.kl_mean + 1e-9 <= whole.kl_mean + 2e-6
         assert found.mean_difference == pytest.approx(whole.mean_difference, rel=1e-5)
@@ -129,19 +130,44 @@ def test_rows_that_do_not_match():
 
 def test_a_file_of_scores(tmp_path: Path):
     values = random(5, 7, 1, scale=30)
-    file = ScoreFile(tmp_path / "a.npy", 5)
-    file.put(values[:2])
-    file.put(values[2:])
-    file.close()
-    found = Scores.read(tmp_path / "a.npy")
-    expected = torch.from_numpy(values).double().log_softmax(-1).float()
-    assert torch.equal(torch.from_numpy(np.array(found.values)), expected)
-    file = ScoreFile(tmp_path / "b.npy", 5)
-    file.put(values[:2])
-    with pytest.raises(ValueError, match="2 rows of 5"):
-        file.close()
-    with pytest.raises(ValueError, match="not numbers"):
-        ScoreFile(tmp_path / "c.npy", 1).put(np.array([[0.0, np.nan]]))
+    paths = [tmp_path / "a.npz", tmp_path / "b.npz"]
+    write_rows(paths[0], values[:2])
+    write_rows(paths[1], values[2:])
+    found = Scores.read(paths, tmp_path / "whole.npy")
+    expected = torch.from_numpy(values).double().log_softmax(-1)
+    assert torch.equal(torch.from_numpy(np.array(found.values)), expected.float())
+    assert found.shift is not None
+    assert np.allclose(found.values + found.shift[:, None], values, atol=1e-4)
+    assert followed(values, (0, 3, 1, 6, 2)) == pytest.approx(
+        expected[torch.arange(4), torch.tensor([3, 1, 6, 2])].tolist()
+    )
+    with pytest.raises(BadInput, match="not numbers"):
+        write_rows(tmp_path / "c.npz", np.array([[0.0, np.nan]]))
+
+
+def test_logits_and_the_five_likeliest():
+    """Log-probabilities do not see what is added to a whole row; logits do."""
+    first = random(6, 30, 1)
+    moved = first.copy()
+    moved[:, 3] += 0.25
+    one, other = scores(first), scores(moved)
+    questions = asked(tuple(range(6)))
+    assert compare(one, other, questions).logits.of == "log-probabilities"
+
+    def whole(values: np.ndarray) -> Scores:
+        wide = torch.from_numpy(values).double()
+        lse = wide.logsumexp(-1).numpy()
+        return Scores((values - lse[:, None]).astype(np.float32), shift=lse)
+
+    found = compare(whole(first), whole(moved), questions).logits
+    assert found.of == "logits"
+    assert found.largest == pytest.approx(0.25, abs=1e-5)
+    assert found.mean == pytest.approx(0.25 / 30, abs=1e-6)
+    # Of the five likeliest of each row one less where the token that grew pushed another out.
+    five = [set(np.argsort(-rows)[:5]) for rows in first]
+    grown = [set(np.argsort(-rows)[:5]) for rows in moved]
+    shared = np.mean([len(a & b) / 5 for a, b in zip(five, grown, strict=True)])
+    assert compare(one, other, questions).top5 == pytest.approx(shared)
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.05, 0.5])

@@ -37,8 +37,9 @@ class Interval(_Facts):
 
 class TaskResult(_Facts):
     """One set of questions. ``delta`` is merged less adapter, over the same questions drawn anew;
-    ``lost`` and ``won`` count questions that only the adapter, or only the merged model, has right,
-    and ``p_value`` is McNemar's exact test of them (two-sided)."""
+    ``lost`` and ``won`` count questions on which the merged model scores lower, or higher, and
+    ``p_value`` is McNemar's exact test of them (two-sided; of scores between right and wrong the
+    sign test, which is the same sum)."""
 
     name: str
     scorer: str

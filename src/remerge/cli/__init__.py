@@ -29,6 +29,7 @@ _COMMANDS = (
     "inspect",
     "verify",
     "check",
+    "compare",
     "formats",
     "engines",
     "doctor",

@@ -1,7 +1,8 @@
 """Work done in an engine's environment: a request in, lines of JSON out.
 
 `call` is the caller's side, `answer` the engine's. A line is ``{"done", "total", "tensor"}``,
-``{"note"}``, ``{"result"}`` or ``{"error"}``; what libraries print goes to standard error.
+``{"note"}``, ``{"part"}``, ``{"result"}`` or ``{"error"}``; what libraries print goes to standard
+error.
 """
 
 from __future__ import annotations
@@ -24,12 +25,13 @@ from remerge.errors import BadInput, RemergeError, TryAgain
 
 Report = Callable[[int, int, str], None]
 Note = Callable[[str], None]
+Part = Callable[[Mapping[str, Any]], None]
 _SET_DEATH_SIGNAL = 1
 
 
 class Teller:
-    """What work tells while it goes on: how far it is, and (`note`) what the user should know
-    before it ends."""
+    """What work tells while it goes on: how far it is, (`note`) what the user should know before it
+    ends, and (`part`) what of the result is there already."""
 
     def __init__(self, say: Callable[[Mapping[str, Any]], None]) -> None:
         self._say = say
@@ -39,6 +41,9 @@ class Teller:
 
     def note(self, text: str) -> None:
         self._say({"note": text})
+
+    def part(self, document: Mapping[str, Any]) -> None:
+        self._say({"part": dict(document)})
 
 
 Work = Callable[[Mapping[str, Any], Teller], Mapping[str, Any]]
@@ -58,6 +63,7 @@ def call(
     report: Report,
     *,
     note: Note = lambda text: None,
+    part: Part = lambda document: None,
     place: Path | None = None,
 ) -> dict[str, Any]:
     """Run ``module`` in an engine's environment and give its result; raises what it raised, and
@@ -95,6 +101,9 @@ def call(
                     raise _error(message["error"])
                 if "note" in message:
                     note(message["note"])
+                    continue
+                if "part" in message:
+                    part(message["part"])
                     continue
                 report(message["done"], message["total"], message["tensor"])
         except BaseException:

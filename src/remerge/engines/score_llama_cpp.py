@@ -16,18 +16,20 @@ import os
 import sys
 import traceback
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 
-from remerge.engines.calling import Report, answer
+from remerge.engines.calling import Teller, answer
 from remerge.engines.llama_library import F32, Batch, LlamaLibrary, open_library
-from remerge.engines.scoring import Questions, ScoreFile
+from remerge.engines.scoring import Answered, Item, Side, followed, rows_path, write_rows
 from remerge.errors import BadInput
 from remerge.merging.budget import peak_memory
+
+Give = Callable[[int, Answered], None]
 
 # Tokens whose log-probabilities the server is asked for.
 _LIKELIEST = 20
@@ -36,20 +38,29 @@ _TIMEOUT = 600
 _KEPT: list[Any] = []
 
 
-def work(request: Mapping[str, Any], report: Report) -> dict[str, Any]:
-    """Score ``artefact`` into ``scores``; gives tokens, answers, and what the server said."""
-    questions, file = Questions.of(request), Path(request["artefact"])
+def work(request: Mapping[str, Any], tell: Teller) -> dict[str, Any]:
+    """Ask the one side, ``artefact``; gives tokens, and what the server said after each prompt that
+    it answered."""
+    (side,), file = map(Side.of, request["sides"]), Path(request["artefact"])
+    scored = {n: i for n, i in side.of_kind("rows", "followed").items() if n in side.wanted}
+    answered = {n: i for n, i in side.of_kind("answer").items() if n in side.wanted}
+    total, done = len(scored) + len(answered), 0
+
+    def give(number: int, found: Answered) -> None:
+        nonlocal done
+        done += 1
+        tell.part({"side": side.name, "item": number, **found.document()})
+        tell(done, total, "prompts")
+
     library = open_library()
     with library.model(file) as model:
-        tokens = [library.tokens(model, text) for text in questions.texts]
+        tokens = [library.tokens(model, text) for text in request["texts"]]
         file_type = library.metadata(model, "general.file_type")
-        _score(library, model, questions, Path(request["scores"]), report)
-    answers, served = [], []
-    if questions.answers:
-        answers, served = _ask(file, questions, request.get("threads"))
+        if scored:
+            _score(library, model, scored, side.folder, give)
+    served = _ask(file, answered, request.get("threads"), give) if answered else []
     return {
         "tokens": tokens,
-        "answers": answers,
         "served": served,
         "file_type": None if file_type is None else int(file_type),
         "notes": [],
@@ -59,11 +70,11 @@ def work(request: Mapping[str, Any], report: Report) -> dict[str, Any]:
 
 
 def _score(
-    library: LlamaLibrary, model: Any, questions: Questions, path: Path, report: Report
+    library: LlamaLibrary, model: Any, items: Mapping[int, Item], folder: Path, give: Give
 ) -> None:
     calls = library.functions
     width = calls.llama_vocab_n_tokens(calls.llama_model_get_vocab(model))
-    longest = max(map(len, questions.prompts))
+    longest = max(len(item.ids) for item in items.values())
     wanted = calls.llama_context_default_params()
     wanted.n_ctx = wanted.n_batch = wanted.n_ubatch = max(longest, 32)
     wanted.n_outputs_max = wanted.n_outputs_max_per_seq = 0
@@ -73,19 +84,19 @@ def _score(
     if not context:
         raise BadInput(f"llama.cpp makes no context for this model: {library.said}.")
     try:
-        file = ScoreFile(path, questions.rows)
-        for number, prompt in enumerate(questions.prompts, 1):
+        for number, item in items.items():
             calls.llama_memory_clear(calls.llama_get_memory(context), True)
             # What the batch points to must live as long as it.
-            batch, _kept = _batch(prompt)
+            batch, _kept = _batch(item.ids)
             if calls.llama_decode(context, batch) != 0:
                 raise BadInput(f"llama.cpp cannot compute prompt {number}: {library.said}.")
             logits = calls.llama_get_logits(context)
-            file.put(np.ctypeslib.as_array(logits, shape=(len(prompt), width)))
-            report(number, len(questions.prompts), "prompts")
-        file.close()
-    except ValueError as error:
-        raise BadInput(f"llama.cpp computes no log-probabilities of this file: {error}.") from error
+            rows = np.ctypeslib.as_array(logits, shape=(len(item.ids), width))
+            if item.kind == "rows":
+                write_rows(rows_path(folder, item), rows)
+                give(number, Answered())
+            else:
+                give(number, Answered(followed=followed(rows, item.ids)))
     finally:
         calls.llama_free(context)
 
@@ -107,14 +118,14 @@ def _batch(prompt: tuple[int, ...]) -> tuple[Batch, list[Any]]:
 
 
 def _ask(
-    file: Path, questions: Questions, threads: int | None
-) -> tuple[list[list[int]], list[dict[str, Any]]]:
-    """Greedy answers of the server, and the likeliest tokens that it saw after each prompt."""
+    file: Path, items: Mapping[int, Item], threads: int | None, give: Give
+) -> list[dict[str, Any]]:
+    """Greedy answers of the server; gives the likeliest tokens that it saw after each prompt."""
     import xllamacpp
 
     parameters = xllamacpp.CommonParams()
     parameters.model.path = str(file)
-    room = max(map(len, questions.prompts)) + questions.answer_tokens + 8
+    room = max(len(item.ids) + item.tokens for item in items.values()) + 8
     parameters.n_ctx, parameters.n_parallel = max(room, 64), 1
     parameters.warmup = False
     parameters.hostnames = ["127.0.0.1"]
@@ -123,24 +134,23 @@ def _ask(
         parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = threads
     server = xllamacpp.Server(parameters)
     _KEPT.append(server)
-    answers: list[list[int]] = []
     served: list[dict[str, Any]] = []
-    for prompt in questions.prompts[: questions.answers]:
+    for number, item in items.items():
         told = _post(
             f"{server.listening_address}/completion",
             {
-                "prompt": list(prompt),
-                "n_predict": questions.answer_tokens,
+                "prompt": list(item.ids),
+                "n_predict": item.tokens,
                 "temperature": 0,
                 "n_probs": _LIKELIEST,
                 "return_tokens": True,
                 "cache_prompt": False,
             },
         )
-        answers.append(told["tokens"])
+        give(number, Answered(answer=tuple(told["tokens"])))
         first = told["completion_probabilities"][0]["top_logprobs"]
         served.append({str(entry["id"]): entry["logprob"] for entry in first})
-    return answers, served
+    return served
 
 
 def _post(address: str, question: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,52 +15,33 @@ from typing import Any
 
 import numpy as np
 
-from remerge.engines.calling import Report, answer
-from remerge.engines.scoring import Questions, ScoreFile
+from remerge.engines.calling import Teller, answer
+from remerge.engines.scoring import Answered, Item, Side, followed, rows_path, write_rows
 from remerge.errors import BadInput
 from remerge.merging.budget import peak_memory
 
 
-def work(request: Mapping[str, Any], report: Report) -> dict[str, Any]:
-    """Score ``artefact`` into ``scores``; gives tokens and answers."""
+def work(request: Mapping[str, Any], tell: Teller) -> dict[str, Any]:
+    """Ask the one side, ``artefact``; gives tokens."""
     import onnxruntime_genai as genai
 
-    questions, place = Questions.of(request), Path(request["artefact"])
+    (side,), place = map(Side.of, request["sides"]), Path(request["artefact"])
     try:
         model = genai.Model(str(place))
         tokenizer = genai.Tokenizer(model)
     except (RuntimeError, OSError) as error:
         said = " ".join(str(error).split())[:300]
         raise BadInput(f"onnxruntime-genai cannot load {place}: {said}") from error
-    file = ScoreFile(Path(request["scores"]), questions.rows)
-    answers: list[list[int]] = []
     notes: list[str] = []
     stop = _ends(place)
-    for number, prompt in enumerate(questions.prompts, 1):
-        parameters = genai.GeneratorParams(model)
-        wanted = questions.answer_tokens if number <= questions.answers else 0
-        parameters.set_search_options(max_length=len(prompt) + wanted + 1, do_sample=False)
-        generator = genai.Generator(model, parameters)
-        row = None
-        for token in prompt:
-            generator.append_tokens([token])
-            row = _logits(generator)
-            file.put(row)
-        found: list[int] = []
-        while row is not None and len(found) < wanted:
-            token = int(row.argmax())
-            found.append(token)
-            if token in stop:
-                break
-            generator.append_tokens([token])
-            row = _logits(generator)
-        if wanted:
-            answers.append(found)
-        report(number, len(questions.prompts), "prompts")
-    file.close()
-    usual = _tokens(tokenizer, questions)
+    for done, number in enumerate(sorted(side.wanted), 1):
+        found = _asked(genai, model, side.items[number], side.folder, stop)
+        tell.part({"side": side.name, "item": number, **found.document()})
+        tell(done, len(side.wanted), "prompts")
+    texts = request["texts"]
+    usual = _tokens(tokenizer, texts)
     tokenizer.update_options(add_special_tokens="true")
-    tokens = _tokens(tokenizer, questions)
+    tokens = _tokens(tokenizer, texts)
     if tokens != usual:
         notes.append(
             "onnxruntime-genai puts no special tokens (BOS) before a text by default: whoever "
@@ -68,15 +49,40 @@ def work(request: Mapping[str, Any], report: Report) -> dict[str, Any]:
         )
     return {
         "tokens": tokens,
-        "answers": answers,
         "notes": notes,
         "peak_memory": peak_memory(),
         "versions": {"onnxruntime-genai": version("onnxruntime-genai")},
     }
 
 
-def _tokens(tokenizer: Any, questions: Questions) -> list[list[int]]:
-    return [[int(token) for token in tokenizer.encode(text)] for text in questions.texts]
+def _asked(genai: Any, model: Any, item: Item, folder: Path, stop: set[int]) -> Answered:
+    parameters = genai.GeneratorParams(model)
+    room = len(item.ids) + item.tokens + 1
+    parameters.set_search_options(max_length=room, do_sample=False)
+    generator = genai.Generator(model, parameters)
+    rows: list[Any] = []
+    for token in item.ids:
+        generator.append_tokens([token])
+        rows.append(_logits(generator))
+    if item.kind == "rows":
+        write_rows(rows_path(folder, item), np.concatenate(rows))
+        return Answered()
+    if item.kind == "followed":
+        return Answered(followed=followed(np.concatenate(rows), item.ids))
+    found: list[int] = []
+    row = rows[-1]
+    while len(found) < item.tokens:
+        token = int(row.argmax())
+        found.append(token)
+        if token in stop:
+            break
+        generator.append_tokens([token])
+        row = _logits(generator)
+    return Answered(answer=tuple(found))
+
+
+def _tokens(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    return [[int(token) for token in tokenizer.encode(text)] for text in texts]
 
 
 def _logits(generator: Any) -> Any:

@@ -1,13 +1,17 @@
-"""Scored by transformers: a merge before it exists (the reference of a check), or a checkpoint.
+"""Scored by transformers: a merge before it exists, its base, adapters on it by PEFT, and what was
+made of it.
 
-Weights and arithmetic are float32 whatever they are stored as. The reference is also scored with
-the adapter left out, and with random errors of a format's size in its weights: what these do to the
-very model at hand tells what to expect of an artefact.
+Weights and arithmetic are float32 unless asked otherwise, whatever they are stored as. The merge is
+also scored with random errors of a format's size in its weights: what these do to the very model at
+hand tells what to expect of an artefact.
 """
+
+# transformers' automatic classes have no types.
+# pyright: basic
 
 from __future__ import annotations
 
-import gc
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,163 +19,156 @@ from typing import Any
 
 import torch
 
-from remerge.engines.calling import Report, answer
-from remerge.engines.scoring import Questions, ScoreFile
-from remerge.engines.tokenisation import split, tokens_of
-from remerge.errors import BadInput, Unsupported
+from remerge.engines.adapted_model import put_on
+from remerge.engines.asked_model import ask_model
+from remerge.engines.calling import Teller, answer
+from remerge.engines.scoring import Answered, Side
+from remerge.engines.shared_model import SharedModel, stored_model
+from remerge.engines.tokenisation import tokens_of
+from remerge.errors import Unsupported, UsageError
 from remerge.merging.budget import DEFAULT, peak_memory
 from remerge.merging.plan import Plan
 from remerge.merging.recipe import Recipe
-from remerge.outputs.planning import make_plan, open_inputs
-from remerge.sources.documents import as_object
+from remerge.outputs.planning import Inputs, make_plan, open_inputs
 
 # Quantisers scale blocks of this many weights of a row, or more.
 _BLOCK = 32
 
 
-def work(request: Mapping[str, Any], report: Report) -> dict[str, Any]:
-    """Score ``merge`` (base, adapters, recipe), or ``directory`` or ``artefact`` as it lies there.
+def work(request: Mapping[str, Any], tell: Teller) -> dict[str, Any]:
+    """Ask the sides, in their order. ``base``, ``merge``, ``noise`` (``noise`` of the request, as
+    a share of the weights' own size) and ``adapter`` are those of ``merge`` (base, adapters,
+    recipe); ``artefact`` lies at a path, ``directory`` is a checkpoint of its own. Sides whose name
+    goes on after a colon are several of a kind.
 
-    Writes ``scores`` and, where asked, ``base_scores`` and ``noise_scores`` (with ``noise``,
-    relative to the weights' own size). Of an artefact also its own tokenizer's ids are given.
+    Of an artefact also its own tokenizer's ids are given, and of a side that cannot be
+    (an adapter that PEFT does not know, a base of another shape) why.
     """
     import transformers
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     torch.set_grad_enabled(False)
-    questions = Questions.of(request)
-    asked = [key for key in ("scores", "noise_scores", "base_scores") if request.get(key)]
-    total = len(asked) * len(questions.prompts)
-    done = 0
+    if request.get("threads"):
+        torch.set_num_threads(request["threads"])
+    sides = [Side.of(side) for side in request["sides"]]
+    total, done = sum(len(side.wanted) for side in sides), 0
+    models = _Models(request)
+    refused: dict[str, str] = {}
+    seconds: dict[str, float] = {}
+    for side in sides:
 
-    def told() -> None:
-        nonlocal done
-        done += 1
-        report(done, total, "prompts")
+        def give(number: int, answered: Answered, side: Side = side) -> None:
+            nonlocal done
+            done += number in side.wanted
+            tell.part({"side": side.name, "item": number, **answered.document()})
+            tell(done, total, "prompts")
 
-    plan = _plan(request["merge"]) if request.get("merge") else None
-    artefact = None if request.get("artefact") is None else Path(request["artefact"])
-    model = _merged(plan) if plan is not None else _stored(artefact or Path(request["directory"]))
-    _score(model, questions, Path(request["scores"]), told)
-    answers = _answers(model, questions)
-    if request.get("noise_scores"):
-        disturb(model, request["noise"])
-        _score(model, questions, Path(request["noise_scores"]), told)
-    compares_base = False
-    if request.get("base_scores") and plan is not None:
+        if not side.wanted:
+            continue
+        started = time.time()
+        try:
+            model = models.become(side.name)
+            _check_tokens(model, side)
+        except Unsupported as error:
+            if side.name.partition(":")[0] not in ("adapter", "base"):
+                raise
+            refused[side.name] = error.what
+            continue
+        ends = request.get("ends")
+        ask_model(model, side, _ends(model) if ends is None else ends, give)
         del model
-        gc.collect()
-        base = _without_adapters(plan)
-        compares_base = base is not None
-        if base is not None:
-            _score(_merged(base), questions, Path(request["base_scores"]), told)
-    tokens = [] if artefact is None else tokens_of(artefact, questions.texts)
+        models.release()
+        seconds[side.name] = time.time() - started
+    artefact, texts = request.get("artefact"), request["texts"]
     return {
-        "tokens": tokens,
-        "answers": answers,
-        "compares_base": compares_base,
-        "notes": [] if plan is None else list(plan.notes),
+        "tokens": [] if artefact is None or not texts else tokens_of(Path(artefact), texts),
+        "refused": refused,
+        "seconds": seconds,
+        "notes": [] if models.plan is None else list(models.plan.notes),
         "peak_memory": peak_memory(),
-        "versions": {"transformers": transformers.__version__, "torch": torch.__version__},
+        "versions": _versions(),
     }
 
 
-def _plan(merge: Mapping[str, Any]) -> Plan:
+class _Models:
+    """The sides' models: of one merge one after the other in the same memory, or single ones."""
+
+    def __init__(self, request: Mapping[str, Any]) -> None:
+        self._request = request
+        self._dtype = getattr(torch, request.get("dtype") or "float32")
+        self._device = _device(request.get("device") or "cpu")
+        self.plan: Plan | None = None
+        self._shared: SharedModel | None = None
+        if request.get("merge"):
+            inputs, self.plan = planned(request["merge"])
+            self._shared = SharedModel(inputs, self.plan, self._dtype, self._device)
+
+    def become(self, side: str) -> Any:
+        kind, _, which = side.partition(":")
+        if self._shared is None or self.plan is None:
+            place = self._request.get("artefact" if kind == "artefact" else "directory")
+            if place is None:
+                raise Unsupported(f"There is no {kind}.")
+            model = stored_model(Path(place), self._dtype).to(self._device)
+            if kind == "noise":
+                disturb(model, self._request["noise"])
+            return model
+        if kind == "base":
+            return self._shared.base()
+        if kind == "artefact":
+            return self._shared.artefact(Path(self._request["artefact"]))
+        if kind == "adapter":
+            chosen = self._request["adapters"][which]
+            adapters = [(Path(path), weight) for path, weight in chosen]
+            return put_on(self._shared.adapted(), adapters, self.plan.config)
+        if kind == "noise":
+            model = self._shared.disturbed()
+            disturb(model, self._request["noise"])
+            return model
+        return self._shared.merge()
+
+    def release(self) -> None:
+        if self._shared is not None:
+            self._shared.release()
+
+
+def planned(merge: Mapping[str, Any]) -> tuple[Inputs, Plan]:
+    """The merge of a request, opened and planned again."""
     recipe = Recipe.model_validate(merge["recipe"])
     inputs = open_inputs(merge["base"], merge["adapters"], progress=False)
-    return make_plan(replace(inputs, original=merge["original"]), recipe, DEFAULT)
+    inputs = replace(inputs, original=merge["original"])
+    return inputs, make_plan(inputs, recipe, DEFAULT)
 
 
-def _merged(plan: Plan) -> Any:
-    with plan.open(torch.device("cpu")) as merged:
-        return _checked(merged.load_model(dtype=torch.float32))
+def _device(name: str) -> str:
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise UsageError("There is no CUDA device that this torch can use.")
+    return name
 
 
-def _without_adapters(plan: Plan) -> Plan | None:
-    """The same model with the base's own weights; None where its tensors are of other shapes."""
-    tensors = {
-        name: replace(tensor, change=None) if tensor.change is not None else tensor
-        for name, tensor in plan.tensors.items()
-    }
-    comparable = all(
-        tensor.compares for tensor in plan.tensors.values() if tensor.change is not None
-    )
-    return replace(plan, tensors=tensors) if comparable else None
+def _check_tokens(model: Any, side: Side) -> None:
+    largest = max(max(item.ids) for item in side.items.values())
+    known = model.get_input_embeddings().weight.shape[0]
+    if largest >= known:
+        raise Unsupported(f"it has {known} tokens, and the prompts hold token {largest}.")
 
 
-def _stored(place: Path) -> Any:
-    """A checkpoint's model, or a GGUF file's, with its weights as stored, in float32; raises
-    `BadInput` where tensors of it are missing, which transformers would make up."""
-    import transformers
-
-    auto: Any = transformers.AutoConfig
-    directory, form = split(place)
-    try:
-        config = auto.from_pretrained(str(directory), local_files_only=True, **form)
-        names: list[str] = list(config.architectures or [""])
-        kind: Any = getattr(transformers, names[0], None) or transformers.AutoModelForCausalLM
-        model, found = kind.from_pretrained(
-            str(directory),
-            config=config,
-            dtype=_arithmetic(config),
-            local_files_only=True,
-            output_loading_info=True,
-            **form,
-        )
-    except ImportError as error:
-        said = " ".join(str(error).split())[:300]
-        raise Unsupported(f"transformers lacks what this checkpoint needs: {said}") from error
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        said = " ".join(str(error).split())[:300]
-        raise BadInput(f"transformers cannot load {place}: {said}") from error
-    missing = sorted(found["missing_keys"])
-    if missing:
-        raise BadInput(f"{place} lacks {len(missing)} tensors, first {missing[0]}.")
-    return _checked(model)
+def _ends(model: Any) -> set[int]:
+    found = getattr(model.config.get_text_config(), "eos_token_id", None)
+    every = found if isinstance(found, list) else [found]
+    return {token for token in every if token is not None}
 
 
-def _arithmetic(config: Any) -> torch.dtype:
-    """float32, but for packed 4-bit floats: compressed-tensors decodes these to the checkpoint's
-    own dtype, whatever the rest is loaded in."""
-    stated = as_object(getattr(config, "quantization_config", None)) or {}
-    if "nvfp4" in str(stated.get("format", "")):
-        return getattr(config, "dtype", None) or torch.bfloat16
-    return torch.float32
+def _versions() -> dict[str, str]:
+    from importlib.metadata import PackageNotFoundError, version
 
-
-def _checked(model: Any) -> Any:
-    name = type(model).__name__
-    if model.config.is_encoder_decoder or model.get_output_embeddings() is None:
-        raise Unsupported(f"{name} does not predict next tokens: there is nothing to score.")
-    return model.eval()
-
-
-def _score(model: Any, questions: Questions, path: Path, told: Any) -> None:
-    file = ScoreFile(path, questions.rows)
-    for prompt in questions.prompts:
-        found = model(input_ids=torch.tensor([prompt]), use_cache=False).logits[0]
-        file.put(found.float().numpy())
-        told()
-    file.close()
-
-
-def _answers(model: Any, questions: Questions) -> list[list[int]]:
-    """Greedy answers, by a loop that nothing in a generation configuration changes."""
-    ends = getattr(model.config.get_text_config(), "eos_token_id", None)
-    stop = set(ends) if isinstance(ends, list) else {ends}  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
-    found: list[list[int]] = []
-    for prompt in questions.prompts[: questions.answers]:
-        ids, cache = torch.tensor([prompt]), None
-        tokens: list[int] = []
-        while len(tokens) < questions.answer_tokens:
-            told = model(input_ids=ids, past_key_values=cache, use_cache=True)
-            token = int(told.logits[0, -1].argmax())
-            tokens.append(token)
-            if token in stop:
-                break
-            ids, cache = torch.tensor([[token]]), told.past_key_values
-        found.append(tokens)
+    found: dict[str, str] = {}
+    for name in ("transformers", "torch", "peft"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
     return found
 
 
@@ -187,7 +184,8 @@ def disturb(model: Any, size: float) -> None:
         rows = parameter.data.reshape(-1, block)
         for part in rows.split(max(1, 2**24 // block)):
             scale = part.pow(2).mean(dim=1, keepdim=True).sqrt_().mul_(size)
-            part.add_(torch.randn(part.shape, generator=generator).mul_(scale))
+            errors = torch.randn(part.shape, generator=generator).to(part.device, part.dtype)
+            part.add_(errors.mul_(scale))
 
 
 if __name__ == "__main__":

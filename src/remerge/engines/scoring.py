@@ -1,32 +1,111 @@
 """What an engine is asked when it is scored, and what it gives: one protocol for all of them.
 
-An engine is given prompts as token ids, and writes for every position of each the log-probabilities
-of what comes next: ``rows`` of a matrix in the order of the prompts, row i of a prompt after its
-tokens 0 to i. They lie in files of numpy, since a vocabulary is large: all of it, or of each
-row the likeliest tokens (``ids`` beside them) where an engine tells no more.
+An engine is given items: prompts as token ids, and what is wanted of each. ``rows`` are the
+log-probabilities of what comes next at every position (row i after tokens 0 to i), written to a
+file of numpy an item, since a vocabulary is large: all of it, or of each row the likeliest tokens
+(``ids``) where an engine tells no more. ``followed`` are the log-probabilities of the prompt's own
+tokens, all but the first; an ``answer`` is what the engine goes on with, greedily.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from remerge.errors import BadInput
+
 Floats = npt.NDArray[np.float32]
 Wide = npt.NDArray[np.float64]
 Ids = npt.NDArray[np.int32]
+Kind = Literal["rows", "followed", "answer"]
 
 # How many values of rows are at hand at once.
 _VALUES = 2**22
 
 
 @dataclass(frozen=True)
+class Item:
+    """One prompt and what is wanted of it; ``tokens`` is how long an answer may get."""
+
+    kind: Kind
+    ids: tuple[int, ...]
+    tokens: int = 0
+
+    @property
+    def digest(self) -> str:
+        """The same for the same question, whoever asks."""
+        text = json.dumps([self.kind, self.ids, self.tokens])
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What an engine gave for an item: the log-probabilities that ``followed``, or the tokens of an
+    ``answer``; both empty where rows were written."""
+
+    followed: tuple[float, ...] = ()
+    answer: tuple[int, ...] = ()
+
+    def document(self) -> dict[str, Any]:
+        return {"followed": list(self.followed), "answer": list(self.answer)}
+
+    @staticmethod
+    def of(document: Mapping[str, Any]) -> Answered:
+        return Answered(tuple(document["followed"]), tuple(document["answer"]))
+
+
+@dataclass(frozen=True)
+class Side:
+    """A model that is asked: its name, the items by number, and where their rows go. What is
+    ``known`` need not be asked again, and stays among the items for batches to be the same."""
+
+    name: str
+    items: Mapping[int, Item]
+    folder: Path
+    known: frozenset[int] = frozenset()
+
+    def as_request(self) -> dict[str, Any]:
+        items = [[n, i.kind, list(i.ids), i.tokens] for n, i in self.items.items()]
+        known = sorted(self.known)
+        return {"side": self.name, "items": items, "folder": str(self.folder), "known": known}
+
+    @staticmethod
+    def of(document: Mapping[str, Any]) -> Side:
+        items = {n: Item(kind, tuple(ids), tokens) for n, kind, ids, tokens in document["items"]}
+        known = frozenset(document["known"])
+        return Side(document["side"], items, Path(document["folder"]), known)
+
+    @property
+    def wanted(self) -> frozenset[int]:
+        return frozenset(self.items) - self.known
+
+    def of_kind(self, *kinds: Kind) -> dict[int, Item]:
+        return {number: item for number, item in self.items.items() if item.kind in kinds}
+
+    def rows_of(self, number: int) -> Path:
+        """Where the rows of an item lie."""
+        return rows_path(self.folder, self.items[number])
+
+
+def rows_path(folder: Path, item: Item) -> Path:
+    """Rows lie by what was asked, so that whoever asks again finds them."""
+    return folder / f"{item.digest}.npz"
+
+
+# Told by an engine as it goes: side, number of the item, what it gave.
+Told = Callable[[str, int, Answered], None]
+
+
+@dataclass(frozen=True)
 class Questions:
-    """What an engine is asked: texts to cut into tokens, prompts to score, and how many tokens to
+    """What is asked for a check: texts to cut into tokens, prompts to score, and how many tokens to
     answer to the first of them."""
 
     texts: tuple[str, ...]
@@ -34,22 +113,13 @@ class Questions:
     answers: int
     answer_tokens: int
 
-    def as_request(self) -> dict[str, Any]:
-        return {
-            "texts": list(self.texts),
-            "prompts": [list(prompt) for prompt in self.prompts],
-            "answers": self.answers,
-            "answer_tokens": self.answer_tokens,
-        }
-
-    @staticmethod
-    def of(request: Mapping[str, Any]) -> Questions:
-        return Questions(
-            tuple(request["texts"]),
-            tuple(tuple(prompt) for prompt in request["prompts"]),
-            request["answers"],
-            request["answer_tokens"],
-        )
+    def side(self, name: str, folder: Path, *, answers: bool = True) -> Side:
+        """These questions put to one model; answers come after all scores."""
+        items = [Item("rows", prompt) for prompt in self.prompts]
+        if answers and self.answer_tokens:
+            first = self.prompts[: self.answers]
+            items += [Item("answer", prompt, self.answer_tokens) for prompt in first]
+        return Side(name, dict(enumerate(items)), folder)
 
     @property
     def rows(self) -> int:
@@ -75,71 +145,87 @@ def normalised(logits: npt.ArrayLike) -> Wide:
     return wide - np.log(np.exp(wide).sum(axis=-1, keepdims=True))
 
 
-class ScoreFile:
-    """Rows as an engine gives them, written to ``path`` (``.npy``, float32)."""
-
-    def __init__(self, path: Path, rows: int) -> None:
-        self._path, self._rows, self._next = path, rows, 0
-        self._values: Any = None
-
-    def put(self, logits: npt.ArrayLike) -> None:
-        """The next rows (rows, tokens), not yet normalised. Raises ValueError for NaN."""
-        block = normalised(logits)
-        if np.isnan(block).any():
-            raise ValueError("log-probabilities are not numbers")
-        if self._values is None:
-            shape = (self._rows, block.shape[1])
-            self._values = np.lib.format.open_memmap(
-                self._path, mode="w+", dtype=np.float32, shape=shape
-            )
-        self._values[self._next : self._next + len(block)] = block
-        self._next += len(block)
-
-    def close(self) -> None:
-        if self._next != self._rows:
-            raise ValueError(f"{self._next} rows of {self._rows}")
-        self._values.flush()
-        self._values = None
+def write_rows(path: Path, logits: npt.ArrayLike) -> None:
+    """Rows as an engine gives them (rows, tokens), not yet normalised: their log-probabilities in
+    float32, and in ``shift`` what was taken off each row's logits. Raises `BadInput` for NaN."""
+    wide = np.asarray(logits, np.float64)
+    block = normalised(wide)
+    if np.isnan(block).any():
+        raise BadInput("The engine computes log-probabilities that are not numbers.")
+    shift = wide[:, 0] - block[:, 0]
+    _save(path, values=block.astype(np.float32), shift=shift)
 
 
-def put_likeliest(path: Path, rows: Sequence[Mapping[int, float]], vocabulary: int) -> None:
-    """Write of each row the log-probabilities by token, as many of the likeliest as all rows have.
+def write_likeliest(
+    path: Path, rows: Sequence[Mapping[int, float]], ids: Sequence[int], vocabulary: int
+) -> None:
+    """Write of each row the log-probabilities by token, as many of the likeliest as all rows have,
+    and those of the prompt's own tokens ``ids``, however unlikely.
 
-    Where that is the whole vocabulary, the rows are as `ScoreFile` writes them.
+    Where all of the vocabulary is told, the rows are as `write_rows` writes them.
     """
     kept = min(len(row) for row in rows)
     if kept == vocabulary:
-        file = ScoreFile(path, len(rows))
-        for row in rows:
-            file.put(np.array([[row[token] for token in range(vocabulary)]]))
-        file.close()
+        whole = np.array([[row[token] for token in range(vocabulary)] for row in rows])
+        _save(path, values=normalised(whole).astype(np.float32))
         return
-    ids = np.empty((len(rows), kept), np.int32)
+    named = np.empty((len(rows), kept), np.int32)
     values = np.empty((len(rows), kept), np.float32)
     for number, row in enumerate(rows):
         likeliest = sorted(row, key=lambda token: (-row[token], token))[:kept]
-        ids[number] = likeliest
+        named[number] = likeliest
         values[number] = [row[token] for token in likeliest]
-    np.save(path, values)
-    np.save(_ids_of(path), ids)
+    own = [row.get(token, np.nan) for row, token in zip(rows, [*ids[1:], -1], strict=True)]
+    _save(path, values=values, ids=named, followed=np.array(own))
 
 
-def _ids_of(path: Path) -> Path:
-    return path.with_suffix(".ids.npy")
+def _save(path: Path, **arrays: npt.NDArray[Any]) -> None:
+    """A file that is whole or not there: who is killed here goes on here."""
+    temporary = path.with_name(f".{path.name}.part")
+    with temporary.open("wb") as stream:
+        np.savez(stream, **arrays)  # pyright: ignore[reportArgumentType]
+    temporary.rename(path)
+
+
+def followed(logits: npt.ArrayLike, ids: Sequence[int]) -> tuple[float, ...]:
+    """Log-probabilities of a prompt's tokens, all but the first, from its logits (rows, tokens)."""
+    rows = normalised(np.asarray(logits)[: len(ids) - 1])
+    return tuple(float(row[token]) for row, token in zip(rows, ids[1:], strict=True))
 
 
 @dataclass(frozen=True)
 class Scores:
-    """An engine's rows, read from disk: of the whole vocabulary, or with ``ids`` of each row's
-    likeliest tokens."""
+    """An engine's rows: of the whole vocabulary, or with ``ids`` of each row's likeliest tokens,
+    and ``followed`` (rows, NaN where nothing follows) of what really follows. ``shift`` (rows)
+    added to a row gives the logits, where the engine told these."""
 
     values: Floats
     ids: Ids | None = None
+    followed: Wide | None = None
+    shift: Wide | None = None
 
     @staticmethod
-    def read(path: Path) -> Scores:
-        ids = np.load(_ids_of(path)) if _ids_of(path).exists() else None
-        return Scores(np.load(path, mmap_mode="r"), ids)
+    def read(paths: Sequence[Path], whole: Path) -> Scores:
+        """The rows of several items, one after the other, put together in the file ``whole``."""
+        files = [np.load(path) for path in paths]
+        shapes = [file["values"].shape for file in files]
+        # Where an engine told of some rows more than of others, all have what each has.
+        width = min(shape[1] for shape in shapes)
+        shape = (sum(shape[0] for shape in shapes), width)
+        values = np.lib.format.open_memmap(whole, mode="w+", dtype=np.float32, shape=shape)
+        beside: dict[str, list[Any]] = {"ids": [], "followed": [], "shift": []}
+        first = 0
+        for file in files:
+            block = file["values"][:, :width]
+            values[first : first + len(block)] = block
+            first += len(block)
+            for name, found in beside.items():
+                if name in file:
+                    found.append(file[name][:, :width] if name == "ids" else file[name])
+            file.close()
+        values.flush()
+        known = {name: np.concatenate(v) for name, v in beside.items() if len(v) == len(paths)}
+        return Scores(np.load(whole, mmap_mode="r"), **known)
 
     @property
     def rows(self) -> int:

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from remerge.artefacts.making import Report
-from remerge.engines.calling import call
+from remerge.engines.asking import ask, collect
 from remerge.engines.environments import python_of
 from remerge.engines.registry import engine_of
 from remerge.engines.scorers import SCORERS, Scorer
-from remerge.engines.scoring import Questions, Scores
+from remerge.engines.scoring import Answered, Questions, Scores, rows_path
 from remerge.engines.tokenisation import TEXTS, Difference, differences, of_composed, open_tokenizer
 from remerge.errors import UsageError
 from remerge.sources.ggml_types import FILE_TYPES
@@ -34,10 +34,10 @@ from remerge.validation.limits import (
     share_gate,
     tokenisation_gate,
 )
+from remerge.validation.memory import check_elements
 from remerge.validation.prompts import built_in, cut, read_prompts
 from remerge.validation.references import (
     Settings,
-    check_memory,
     prompt_length,
     reference_of,
 )
@@ -131,7 +131,8 @@ def check(
     with tempfile.TemporaryDirectory(prefix="remerge-check-") as folder:
         work = Path(folder)
         against = reference_of(output, artefact, reference, base, adapters, work, max_memory)
-        check_memory(against)
+        if against.elements is not None:
+            check_elements(against.elements)
         tokenizer = open_tokenizer(against.tokenizer)
         asked = built_in() if prompts is None else read_prompts(prompts, tokenizer)
         length = prompt_length(against.config, settings)
@@ -139,18 +140,19 @@ def check(
         texts = tuple(dict.fromkeys((*TEXTS, *chosen.texts)))
         questions = Questions(texts, chosen.prompts, settings.answers, settings.answer_tokens)
         request = {
-            **questions.as_request(),
             "artefact": str(artefact.place.absolute()),
-            "scores": str(work / "engine.npy"),
+            "texts": list(questions.texts),
             "threads": threads,
         }
-        told = call(python, scorer.module, request, report)
+        found: dict[tuple[str, int], Answered] = {}
+        engine_side = questions.side("artefact", work)
+        told = ask(python, scorer.module, [engine_side], request, report, collect(found))
         form = form or artefact.format or _told_format(told)
         limit = limit_of(form or "unknown")
         expected = [list(tokenizer(text)["input_ids"]) for text in texts]
         every = differences(expected, told["tokens"])
         cuts = of_composed(every, texts)
-        found: dict[str, Any] = {
+        facts: dict[str, Any] = {
             "output": output,
             "engine": engine,
             "format": form,
@@ -168,7 +170,7 @@ def check(
             notes.append(f"It loaded, and could not be scored: {told['loaded_only']}")
             holds.append(Gate("scores", "none", "some", False))
             return CheckReport(
-                **found,
+                **facts,
                 word="loaded",
                 passed=False,
                 gates=tuple(holds),
@@ -177,24 +179,28 @@ def check(
                 seconds=time.time() - started,
                 peak_memory=told["peak_memory"],
             )
-        wanted = {
-            **questions.as_request(),
-            **against.request,
-            "scores": str(work / "reference.npy"),
-            "base_scores": str(work / "base.npy") if against.has_base else None,
-            "noise_scores": str(work / "noise.npy") if limit.noise else None,
-            "noise": limit.noise,
-        }
-        said = call(Path(sys.executable), REFERENCE, wanted, report)
-        scores, truth = Scores.read(work / "engine.npy"), Scores.read(work / "reference.npy")
+        folders = {name: work / name for name in ("merge", "base", "noise")}
+        for folder in folders.values():
+            folder.mkdir()
+        names = ["merge"]
+        names += ["base"] if against.has_base else []
+        names += ["noise"] if limit.noise else []
+        sides = [questions.side(name, folders[name], answers=name == "merge") for name in names]
+        wanted = {**against.request, "noise": limit.noise, "threads": threads}
+        said = ask(Path(sys.executable), REFERENCE, sides, wanted, report, collect(found))
+
+        def read(name: str) -> Scores:
+            folder = folders.get(name, work)
+            rows = engine_side.of_kind("rows").values()
+            return Scores.read([rows_path(folder, item) for item in rows], work / f"{name}.npy")
+
+        scores, truth = read("artefact"), read("merge")
         comparison = compare(truth, scores, questions)
-        noise = None
-        if limit.noise:
-            noise = compare(truth, Scores.read(work / "noise.npy"), questions)
+        noise = compare(truth, read("noise"), questions) if limit.noise else None
         holds += gates(comparison, limit, noise)
         share = None
-        if said["compares_base"]:
-            share = adapter_share(Scores.read(work / "base.npy"), truth, scores)
+        if against.has_base and "base" not in said["refused"]:
+            share = adapter_share(read("base"), truth, scores)
             gate = share_gate(share)
             if gate is None:
                 notes.append(
@@ -214,10 +220,13 @@ def check(
             )
         answers = [
             Answer(*(tokenizer.decode(ids) for ids in three))
-            for three in zip(chosen.prompts, told["answers"], said["answers"], strict=False)
+            for three in (
+                (item.ids, found["artefact", n].answer, found["merge", n].answer)
+                for n, item in engine_side.of_kind("answer").items()
+            )
         ]
         return CheckReport(
-            **found,
+            **facts,
             word=scorer.word,
             passed=all(gate.passed for gate in holds),
             gates=tuple(holds),

@@ -7,38 +7,39 @@ unless it is to be kept.
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Protocol
 
 from remerge.artefacts.making import Report
 from remerge.artefacts.manifest import FileRecord
-from remerge.engines.calling import call
+from remerge.engines.asking import ask, collect
 from remerge.engines.environments import is_installed
 from remerge.engines.llama_cpp import LLAMA_CPP
 from remerge.engines.scorers import SCORERS
-from remerge.engines.scoring import Questions, Scores
+from remerge.engines.scoring import Answered, Item, Questions, Scores, Side, rows_path
 from remerge.engines.tokenisation import open_tokenizer
 from remerge.errors import BadInput, RemergeError, UsageError
-from remerge.sources.documents import as_object
 from remerge.validation.artefact import Artefact, find_artefact
 from remerge.validation.check import REFERENCE, interpreter
+from remerge.validation.judging import answered
 from remerge.validation.prompts import built_in, cut, read_prompts
+from remerge.validation.questions import QuestionSet
 from remerge.validation.references import Reference, Settings, prompt_length, reference_of
+from remerge.validation.rendering import answer_tokens, render, token_ids
 from remerge.validation.score_comparison import Comparison, compare
+from remerge.validation.tasks import read_questions
 
 # Who scores an artefact of each kind.
 _ENGINES = {"checkpoint": "transformers", "gguf": "llama.cpp", "onnx": "onnxruntime"}
 _WEIGHTS = (".safetensors", ".gguf", ".onnx", ".data", ".bin")
 _CHECKPOINTS = ("safetensors", "fp8", "w8a8")
 _GGUFS = ("gguf:Q8_0", "gguf:Q5_K_M", "gguf:Q4_K_M")
-# Tokens of an answer beyond the longest that is expected.
-_SPARE = 4
 
 
 class Made(Protocol):
@@ -60,22 +61,21 @@ Make = Callable[[str, Path], Made]
 
 @dataclass(frozen=True)
 class Task:
-    """Questions with the one right answer of each, and the most tokens of one."""
+    """Questions, the token ids of each, and the most tokens of an answer."""
 
+    asked: QuestionSet
     prompts: tuple[tuple[int, ...], ...]
-    expected: tuple[str, ...]
     tokens: int
 
-    @property
-    def questions(self) -> Questions:
-        """All of them, to be answered."""
-        return Questions((), self.prompts, len(self.prompts), self.tokens)
+    def items(self, first: int) -> dict[int, Item]:
+        """All of them, to be answered, numbered from ``first`` on."""
+        items = (Item("answer", prompt, self.tokens) for prompt in self.prompts)
+        return dict(enumerate(items, first))
 
-    def right(self, answers: Sequence[Sequence[int]], tokenizer: Any) -> float:
-        """The share of answers that are, but for white space around them, what was expected."""
-        said = [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in answers]
-        same = sum(one == other for one, other in zip(said, self.expected, strict=True))
-        return same / len(self.expected)
+    def right(self, answers: Sequence[Answered], tokenizer: Any) -> float:
+        """The mean score of answers: the share of right ones."""
+        said = [tokenizer.decode(one.answer, skip_special_tokens=True) for one in answers]
+        return fmean(answered(self.asked, said).scores)
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ class _Truth:
 
     words: str
     questions: Questions
-    scores: Path
+    scores: Scores
     tokenizer: Any
     task: Task | None
     score: float | None
@@ -204,23 +204,19 @@ def _score_reference(
     chosen = cut(asked, tokenizer, settings.prompts, length)
     questions = Questions((), chosen.prompts, 0, 0)
     task = None if evaluation is None else read_task(evaluation, tokenizer, count)
-    base = {**against.request, "base_scores": None, "noise_scores": None, "noise": 0.0}
-
-    def ask(some: Questions, scores: Path) -> dict[str, Any]:
-        request = {**some.as_request(), **base, "scores": str(scores), "threads": threads}
-        return call(Path(sys.executable), REFERENCE, request, report)
-
-    ask(questions, work / "reference.npy")
-    truth = Scores.read(work / "reference.npy")
-    score = None
-    if task is not None:
-        told = ask(task.questions, work / "answers.npy")
-        score = task.right(told["answers"], tokenizer)
+    request = {**against.request, "threads": threads}
+    folder = work / "reference"
+    folder.mkdir()
+    side = _side("merge", questions, task, folder)
+    found: dict[tuple[str, int], Answered] = {}
+    ask(Path(sys.executable), REFERENCE, [side], request, report, collect(found))
+    truth = _rows(side, work / "reference.npy")
+    score = None if task is None else task.right(_answers(side, found), tokenizer)
     perplexity = compare(truth, truth, questions).perplexity
     return _Truth(
         against.words,
         questions,
-        work / "reference.npy",
+        truth,
         tokenizer,
         task,
         score,
@@ -244,65 +240,57 @@ def _row(
     nbytes = sum(record.size for record in records if record.name.endswith(_WEIGHTS))
     scorer = SCORERS[_ENGINES[artefact.kind]]
     row = FormatRow(form, nbytes, 8 * nbytes / truth.weights, made.seconds, scorer.name)
-    base = {"artefact": str(artefact.place.absolute()), "threads": threads}
-
-    def ask(some: Questions, scores: Path) -> dict[str, Any]:
-        request = {**some.as_request(), **base, "scores": str(scores)}
-        return call(interpreter(scorer, artefact, pythons), scorer.module, request, report)
-
+    request = {"artefact": str(artefact.place.absolute()), "threads": threads}
     try:
-        told = ask(truth.questions, work / "engine.npy")
-        if told.get("loaded_only"):
-            return replace(row, failure=f"loaded, not scored: {told['loaded_only']}")
-        engine = Scores.read(work / "engine.npy")
-        found = compare(Scores.read(truth.scores), engine, truth.questions)
+        with tempfile.TemporaryDirectory(dir=work) as folder:
+            side = _side("artefact", truth.questions, truth.task, Path(folder))
+            found: dict[tuple[str, int], Answered] = {}
+            python = interpreter(scorer, artefact, pythons)
+            told = ask(python, scorer.module, [side], request, report, collect(found))
+            if told.get("loaded_only"):
+                return replace(row, failure=f"loaded, not scored: {told['loaded_only']}")
+            engine = _rows(side, Path(folder) / "engine.npy")
+            comparison = compare(truth.scores, engine, truth.questions)
         score = None
         if truth.task is not None:
-            told = ask(truth.task.questions, work / "engine.npy")
-            score = truth.task.right(told["answers"], truth.tokenizer)
+            score = truth.task.right(_answers(side, found), truth.tokenizer)
     except RemergeError as error:
         return replace(row, failure=f"not scored: {error}")
-    return replace(row, comparison=found, score=score)
+    return replace(row, comparison=comparison, score=score)
+
+
+def _side(name: str, questions: Questions, task: Task | None, folder: Path) -> Side:
+    side = questions.side(name, folder)
+    items = {} if task is None else task.items(len(side.items))
+    return replace(side, items={**side.items, **items})
+
+
+def _rows(side: Side, whole: Path) -> Scores:
+    rows = side.of_kind("rows").values()
+    return Scores.read([rows_path(side.folder, item) for item in rows], whole)
+
+
+def _answers(side: Side, found: Mapping[tuple[str, int], Answered]) -> list[Answered]:
+    return [found[side.name, number] for number in side.of_kind("answer")]
 
 
 def read_task(path: Path, tokenizer: Any, count: int) -> Task:
-    """The first questions of a file of JSON lines with ``prompt`` and ``expected``.
+    """The first questions of a file of JSON lines (docs/compare.md) whose answers are written.
 
-    A prompt is one message of a user where the tokenizer has a chat template (rendered in
-    transformers' sandbox), else the text itself. Raises `UsageError` for a file that is none.
+    A prompt is one message of a user where the tokenizer has a chat template, else the text itself.
+    Raises `UsageError` for a file that is none, `BadInput` naming a line that is none, or that has
+    choices to be weighed.
     """
-    try:
-        lines = [line for line in path.read_text("utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--eval {path} cannot be read: {error}.") from error
-    prompts: list[tuple[int, ...]] = []
-    expected: list[str] = []
-    for number, line in enumerate(lines[:count], 1):
-        try:
-            document = as_object(json.loads(line)) or {}
-        except ValueError as error:
-            raise BadInput(f"{path}, line {number} is no JSON.") from error
-        prompt, right = document.get("prompt"), document.get("expected")
-        if not isinstance(prompt, str) or not isinstance(right, str):
+    asked = read_questions(path, path.stem).first(count)
+    for question in asked.questions:
+        if question.of_choices:
             raise BadInput(
-                f"{path}, line {number} has no prompt with an expected answer.",
-                hint='Write {"prompt": "...", "expected": "..."}.',
+                f"{question.where} has choices, which are weighed: formats are asked for answers.",
+                hint='Give the line "scorer": "exact", and the choices in its prompt.',
             )
-        prompts.append(_asked(prompt, tokenizer))
-        expected.append(right.strip())
-    if not prompts:
-        raise UsageError(f"--eval {path} holds no question.")
-    longest = max(len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in expected)
-    return Task(tuple(prompts), tuple(expected), longest + _SPARE)
-
-
-def _asked(prompt: str, tokenizer: Any) -> tuple[int, ...]:
-    if not getattr(tokenizer, "chat_template", None):
-        return tuple(tokenizer(prompt)["input_ids"])
-    text = tokenizer.apply_chat_template(
-        [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
-    )
-    return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+    prompts = tuple(token_ids(render(one, tokenizer), tokenizer) for one in asked.questions)
+    tokens = max(answer_tokens(one, tokenizer) for one in asked.questions)
+    return Task(asked, prompts, tokens)
 
 
 def document(table: FormatTable) -> dict[str, Any]:

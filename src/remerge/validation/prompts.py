@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from remerge.engines.tokenisation import TEXTS
 from remerge.errors import BadInput, UsageError
-from remerge.sources.documents import as_list, as_object
+from remerge.sources.documents import as_list
+from remerge.validation.lines import object_of, read_lines
+from remerge.validation.rendering import Prompt, chat, token_ids
 
-_MAX_FILE = 10_000_000
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A text; ``special`` says whether the tokenizer puts its special tokens around it, which the
-    text of a rendered chat has already."""
-
-    text: str
-    special: bool = True
+__all__ = ["Cut", "Prompt", "built_in", "cut", "read_prompts"]
 
 
 def built_in() -> tuple[Prompt, ...]:
@@ -36,47 +28,26 @@ def read_prompts(path: Path, tokenizer: Any) -> tuple[Prompt, ...]:
     ``messages`` are rendered by the tokenizer's chat template, in transformers' sandbox; only this
     asks for the template. Raises `BadInput` naming the line.
     """
-    try:
-        if path.stat().st_size > _MAX_FILE:
-            raise UsageError(f"--prompts {path} has more than {_MAX_FILE:,} bytes.")
-        lines = path.read_text("utf-8").splitlines()
-    except OSError as error:
-        raise UsageError(f"--prompts {path} cannot be read: {error.strerror}.") from error
-    except UnicodeDecodeError as error:
-        raise BadInput(f"--prompts {path} is no UTF-8 text.") from error
+    read = read_lines(path, "--prompts")
     if path.suffix not in (".jsonl", ".json", ".ndjson"):
-        found = [Prompt(line) for line in lines if line.strip()]
+        found = [Prompt(line) for _, line in read.lines]
     else:
-        found = [
-            _prompt(f"{path}, line {number}", line, tokenizer)
-            for number, line in enumerate(lines, 1)
-            if line.strip()
-        ]
+        found = [_prompt(read.where(number), line, tokenizer) for number, line in read.lines]
     if not found:
         raise UsageError(f"--prompts {path} holds no prompt.")
     return tuple(found)
 
 
 def _prompt(where: str, line: str, tokenizer: Any) -> Prompt:
-    try:
-        document = as_object(json.loads(line))
-    except ValueError as error:
-        raise BadInput(f"{where} is no JSON.") from error
+    document = object_of(where, line)
     for key in ("prompt", "text"):
-        value = (document or {}).get(key)
+        value = document.get(key)
         if isinstance(value, str) and value:
             return Prompt(value)
-    messages = as_list((document or {}).get("messages"))
+    messages = as_list(document.get("messages"))
     if not messages:
         raise BadInput(f"{where} has neither prompt, text nor messages.")
-    if not getattr(tokenizer, "chat_template", None):
-        raise BadInput(f"{where} has messages, but the tokenizer has no chat template.")
-    try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    except Exception as error:  # a template may raise whatever it likes
-        said = " ".join(str(error).split())[:200]
-        raise BadInput(f"{where}: the chat template refuses these messages: {said}") from error
-    return Prompt(cast("str", text), special=False)
+    return chat(messages, tokenizer, where)
 
 
 @dataclass(frozen=True)
@@ -93,10 +64,7 @@ def cut(prompts: Sequence[Prompt], tokenizer: Any, count: int, length: int) -> C
 
     Raises `BadInput` where not one has two tokens, of which the second could be predicted.
     """
-    encoded = [
-        tuple(tokenizer(prompt.text, add_special_tokens=prompt.special)["input_ids"])
-        for prompt in prompts
-    ]
+    encoded = [token_ids(prompt, tokenizer) for prompt in prompts]
     usable = [ids for ids in encoded if len(ids) > 1]
     if not usable:
         raise BadInput("No prompt has two tokens: there is nothing to predict.")

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from remerge.artefacts.making import write_side_file
-from remerge.errors import BadInput, UsageError
+from remerge.errors import UsageError
 from remerge.merging.plan import Plan
 from remerge.merging.recipe import Recipe
 from remerge.outputs.planning import Inputs, make_plan, open_inputs
@@ -135,26 +133,3 @@ def prompt_length(config: Mapping[str, Any], settings: Settings) -> int:
         if isinstance(places, int) and places > 0:
             return max(2, min(settings.tokens, places - settings.answer_tokens))
     return settings.tokens
-
-
-def check_memory(against: Reference) -> None:
-    """Refuse a reference that does not fit into memory, before any work."""
-    if against.elements is None:
-        return
-    needed, free = 4 * against.elements, _available()
-    if free is not None and needed > free:
-        raise BadInput(
-            f"The reference takes {needed / 1e9:.1f} GB in float32, and {free / 1e9:.1f} GB of "
-            "memory are free.",
-            hint="Check on a machine with more memory.",
-        )
-
-
-def _available() -> int | None:
-    with suppress(OSError, ValueError, IndexError):
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    with suppress(OSError, ValueError):
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return None

@@ -9,14 +9,25 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from remerge.engines.scoring import Questions, Scores, Wide, normalised
 from remerge.errors import BadInput
 
+_TOP = 5
 # Below it a share of probability is float32's rounding of the sum of the others.
 _REST = 1e-5
+
+
+@dataclass(frozen=True)
+class Differences:
+    """Absolute differences over all positions and tokens, of logits or of log-probabilities."""
+
+    of: Literal["logits", "log-probabilities"]
+    mean: float
+    largest: float
 
 
 @dataclass(frozen=True)
@@ -24,9 +35,11 @@ class Comparison:
     """What lies between reference and engine over all positions.
 
     ``mean_difference`` and ``max_difference``: of the log-probability of the token that follows
-    (absolute, nats). ``top1``: share of positions whose likeliest token is the same. ``likeliest``:
-    how many tokens of each position the engine told, None for all; KL then is a lower bound, over
-    these and all others as one.
+    (absolute, nats). ``logits``: the same of all tokens, of their logits where both sides told
+    these. ``top1``: share of positions whose likeliest token is the same; ``top5``: of the
+    reference's five likeliest, the share that is among the engine's. ``likeliest``: how many tokens
+    of each position the engine told, None for all; KL then is a lower bound, over these and all
+    others as one.
     """
 
     positions: int
@@ -37,6 +50,8 @@ class Comparison:
     kl_mean: float
     kl_max: float
     top1: float
+    top5: float
+    logits: Differences
     perplexity_reference: float
     perplexity: float
 
@@ -68,28 +83,35 @@ def compare(reference: Scores, engine: Scores, questions: Questions) -> Comparis
         )
     divergences: list[Wide] = []
     same: list[np.ndarray] = []
+    shared: list[np.ndarray] = []
     pairs: list[Wide] = []
+    meter = _Meter(reference, engine)
     for block in reference.blocks(width):
         first = reference.dense(block, width)
-        if engine.ids is None:
+        second, ids = None, engine.ids
+        if ids is None:
             second = engine.dense(block, width)
             kl, top = _kl(first, second), second.argmax(axis=1)
+            five = _likeliest(second)
+            meter.add(block, first, second)
         else:
-            ids = engine.ids[block]
-            told = engine.values[block].astype(np.float64)
-            kl, top = _partial_kl(first, ids, told), ids[:, 0]
-            second = None
+            named, told = ids[block], engine.values[block].astype(np.float64)
+            kl, top = _partial_kl(first, named, told), named[:, 0]
+            five = named[:, :_TOP]
+            meter.add(block, np.take_along_axis(first, named.astype(np.int64), axis=1), told)
         divergences.append(kl)
         same.append(first.argmax(axis=1) == top)
+        shared.append((_likeliest(first)[:, :, None] == five[:, None]).any(axis=2).mean(axis=1))
         wanted = follows[block]
         (place,) = np.nonzero(wanted >= 0)
-        expected = first[place, wanted[place]]
-        if second is not None:
-            found = second[place, wanted[place]]
+        if engine.followed is not None:
+            own = engine.followed[block][place]
+        elif ids is not None:
+            own = _told(ids[block][place], engine.values[block][place], wanted[place])
         else:
-            assert engine.ids is not None
-            found = _told(engine.ids[block][place], engine.values[block][place], wanted[place])
-        pairs.append(np.stack([expected, found], axis=1))
+            assert second is not None
+            own = second[place, wanted[place]]
+        pairs.append(np.stack([first[place, wanted[place]], own], axis=1))
     kl, equal, pair = np.concatenate(divergences), np.concatenate(same), np.concatenate(pairs)
     known = pair[np.isfinite(pair).all(axis=1)]
     if not len(known):
@@ -104,6 +126,8 @@ def compare(reference: Scores, engine: Scores, questions: Questions) -> Comparis
         kl_mean=float(kl.mean()),
         kl_max=float(kl.max()),
         top1=float(equal.mean()),
+        top5=float(np.concatenate(shared).mean()),
+        logits=meter.differences,
         perplexity_reference=_perplexity(known[:, 0]),
         perplexity=_perplexity(known[:, 1]),
     )
@@ -150,6 +174,37 @@ def adapter_share(base: Scores, merged: Scores, engine: Scores) -> Share:
         return Share(math.nan, math.nan, kl)
     value = float(product.sum()) / total
     return Share(value, float(np.sqrt(((product - value * square) ** 2).sum())) / total, kl)
+
+
+class _Meter:
+    """Absolute differences of two sides' values, block by block."""
+
+    def __init__(self, reference: Scores, engine: Scores) -> None:
+        self._shifts = reference.shift, engine.shift
+        self._sum, self._count, self._largest = 0.0, 0, 0.0
+
+    def add(self, rows: slice, first: Wide, second: Wide) -> None:
+        # Where both say that a token cannot come, they agree.
+        apart = np.subtract(first, second, out=np.zeros_like(first), where=first != second)
+        one, other = self._shifts
+        if one is not None and other is not None:
+            apart = apart + (one[rows] - other[rows])[:, None]
+        found = np.abs(apart)
+        self._sum += float(found.sum())
+        self._count += found.size
+        self._largest = max(self._largest, float(found.max(initial=0.0)))
+
+    @property
+    def differences(self) -> Differences:
+        both = all(shift is not None for shift in self._shifts)
+        of = "logits" if both else "log-probabilities"
+        return Differences(of, self._sum / max(self._count, 1), self._largest)
+
+
+def _likeliest(rows: Wide) -> np.ndarray:
+    """The likeliest tokens of each row (rows, up to five), in no order."""
+    count = min(_TOP, rows.shape[1])
+    return np.argpartition(rows, -count, axis=1)[:, -count:]
 
 
 def _check(reference: Scores, engine: Scores, questions: Questions) -> None:
