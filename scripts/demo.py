@@ -48,7 +48,8 @@ def main() -> None:
         show(results)
         print()
         REPORT.parent.mkdir(exist_ok=True)
-        run("report", str(out), "-o", relative(REPORT))
+        run("compare", relative(base), relative(adapter), str(out), "--eval", relative(questions))
+        run("report", str(out), "-o", relative(REPORT), "--overwrite")
 
 
 def relative(path: Path) -> str:
