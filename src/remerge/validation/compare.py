@@ -6,14 +6,15 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from remerge.artefacts.making import Report, write_side_file
 from remerge.artefacts.test_result import (
+    Bisection,
     Differing,
     Figures,
     GateResult,
@@ -22,24 +23,28 @@ from remerge.artefacts.test_result import (
     statement,
     write_test_result,
 )
-from remerge.engines.scoring import Questions
+from remerge.engines.scoring import Item, Questions
 from remerge.engines.tokenisation import TEXTS, differences, of_composed, open_tokenizer
 from remerge.merging.budget import DEFAULT, Resources
 from remerge.merging.plan import Plan
 from remerge.sources.documents import as_object, parse_json
 from remerge.validation import judging
 from remerge.validation.asking_sets import Limits, Sets, Task, Texts, judged, make_sets
+from remerge.validation.bisecting import Case, bisect
 from remerge.validation.compared import Compared, open_compared
 from remerge.validation.gate import Thresholds, logits_gates, of_arithmetic
 from remerge.validation.limits import Gate, limit_of, share_gate, tokenisation_gate
+from remerge.validation.loaded_weights import Loaded, loaded_weights
 from remerge.validation.memory import check_memory
 from remerge.validation.paired import differing, score_gate, task_result
+from remerge.validation.proposing import Proposing
+from remerge.validation.remaking import Make
 from remerge.validation.remembered_answers import open_memory
 from remerge.validation.score_comparison import Comparison, adapter_share
 from remerge.validation.score_comparison import compare as compare_scores
-from remerge.validation.sides import Running, Sides, scorer_of
+from remerge.validation.sides import Running, Sides, by_method, scorer_of
 from remerge.validation.tasks import Evaluation
-from remerge.validation.weights import Weights, compare_weights
+from remerge.validation.weights import compare_weights
 
 # Of differing answers so many are kept.
 _SHOWN = 200
@@ -77,7 +82,8 @@ class CompareReport:
 @dataclass(frozen=True)
 class Settings:
     """How a comparison is run; ``form`` names the format whose limits hold, ``record`` says whether
-    the result is written beside the artefact, ``remember`` whether answers are kept."""
+    the result is written beside the artefact, ``remember`` whether answers are kept. ``bisect``
+    finds what a failed gate comes from; changes are proven by what ``make`` makes."""
 
     running: Running
     thresholds: Thresholds = field(default_factory=Thresholds)
@@ -88,6 +94,8 @@ class Settings:
     remember: bool = True
     command: str = ""
     max_memory: int = DEFAULT
+    bisect: bool = False
+    make: Make | None = None
 
 
 def compare(
@@ -105,9 +113,14 @@ def compare(
     with tempfile.TemporaryDirectory(prefix="remerge-compare-") as folder:
         work = Path(folder)
         run = _open(compared, asking, settings, work)
-        weights = _weights(compared, settings, report)
+        loaded = _weights(run, settings, report)
         run.ask(report)
-        return _reported(run, weights, asking, settings, started)
+
+        def again(place: Path) -> bool:
+            plain = replace(settings, form=None, record=False, bisect=False)
+            return compare(base, adapters, place, asking, plain, report).passed
+
+        return _reported(run, loaded, settings, started, again, report)
 
 
 @dataclass
@@ -143,6 +156,13 @@ class _Run:
             }
         if "merge" in (self.reference, *self.own.values()):
             self.sides.ask({"merge": self._wanted(merge=True)["merge"]}, (), report)
+
+    def wanted_rows(self, *, tasks: bool) -> dict[int, Item]:
+        """The items of all texts, and of all ``tasks`` too."""
+        numbers = [number for texts in self.sets.texts for number in texts.items]
+        for task in self.sets.tasks if tasks else ():
+            numbers += task.items
+        return {number: self.sets.items[number] for number in sorted(set(numbers))}
 
     def _wanted(self, *, merge: bool = False) -> dict[str, dict[int, Any]]:
         rows = [number for texts in self.sets.texts for number in texts.items]
@@ -256,23 +276,32 @@ def _vocabulary(plan: Plan) -> int:
     return size if isinstance(size, int) and size > 0 else 2**17
 
 
-def _weights(compared: Compared, settings: Settings, report: Report) -> Weights | None:
+def _weights(run: _Run, settings: Settings, report: Report) -> Loaded:
     """The stored tensors against the merge, where the artefact holds tensors to read."""
+    compared, coarse = run.compared, limit_of(run.form).noise
+    if compared.artefact.kind == "gguf":
+        return loaded_weights(run.sides, coarse, report)
     if compared.artefact.kind != "checkpoint":
-        return None
+        return Loaded(None)
     threads = Resources.of(settings.max_memory, settings.running.threads, quantised=True).threads
-    return compare_weights(
-        compared.artefact.place,
-        compared.plan,
-        threads,
-        lambda done, total, tensor: report(done, total, "elements"),
-    )
+
+    def told(done: int, total: int, tensor: str) -> None:
+        report(done, total, "elements")
+
+    place = compared.artefact.place
+    return Loaded(compare_weights(place, compared.plan, threads, told, coarse))
 
 
 def _reported(
-    run: _Run, weights: Weights | None, asking: Asking, settings: Settings, started: float
+    run: _Run,
+    loaded: Loaded,
+    settings: Settings,
+    started: float,
+    again: Callable[[Path], bool],
+    report: Report,
 ) -> CompareReport:
-    compared, told = run.compared, run.sides.told.get("artefact", {})
+    compared, told, weights = run.compared, run.sides.told.get("artefact", {}), loaded.weights
+    run.notes += [loaded.note] if loaded.note else []
     gates = list(compared.gates)
     if weights is not None:
         gates.append(weights.gate)
@@ -301,6 +330,9 @@ def _reported(
     if len(shown) > _SHOWN:
         run.notes.append(f"Of {len(shown)} differing answers the first {_SHOWN} are kept.")
     passed = all(gate.passed for gate in gates)
+    bisection = None
+    if settings.bisect and not passed:
+        bisection = _bisection(run, loaded, settings, gates, again, report)
     versions: dict[str, str] = {}
     for said in run.sides.told.values():
         versions |= said.get("versions", {})
@@ -325,6 +357,7 @@ def _reported(
         logits=tuple(logits),
         tasks=tuple(tasks),
         differing=tuple(shown[:_SHOWN]),
+        bisection=bisection,
         costs=tuple(run.sides.costs),
         notes=tuple(dict.fromkeys(run.notes)),
         versions=versions,
@@ -334,6 +367,56 @@ def _reported(
     return CompareReport(
         compared.artefact.place, figures, written, weights.wrong if weights else ()
     )
+
+
+def _bisection(
+    run: _Run,
+    loaded: Loaded,
+    settings: Settings,
+    gates: Sequence[Gate],
+    again: Callable[[Path], bool],
+    report: Report,
+) -> Bisection | None:
+    """Where the divergence comes from; what is to be said of it is noted."""
+    inputs = run.compared.inputs
+
+    def judge(side: str, tasks: bool) -> list[Gate]:
+        wanted = run.wanted_rows(tasks=tasks)
+        run.sides.ask({side: wanted}, (), report)
+        found = [gate for texts in run.sets.texts for gate in _compare_texts(run, texts, side)[1]]
+        for task in run.sets.tasks if tasks else ():
+            found.append(score_gate(_compare_task(run, task, side)[0], run.thresholds.max_drop))
+        return found
+
+    def scores(method: str) -> bool:
+        side = f"method:{method}"
+        run.sides.answers |= by_method(run.sides, method, run.wanted_rows(tasks=True), report)
+        results = [_compare_task(run, task, side)[0] for task in run.sets.tasks]
+        return all(score_gate(result, run.thresholds.max_drop).passed for result in results)
+
+    proposing = Proposing(
+        make=settings.make,
+        again=again,
+        scores=scores,
+        form=run.form,
+        base=str(inputs.base_reference),
+        adapters=tuple(map(str, inputs.adapter_references)),
+        output=run.compared.artefact.place.name,
+        names=loaded.names,
+    )
+    case = Case(
+        sides=run.sides,
+        reference=run.reference,
+        texts=run.sets.texts,
+        items=run.sets.items,
+        weights=loaded.weights,
+        failed=[gate for gate in gates if not gate.passed],
+        judge=judge,
+        proposing=proposing,
+    )
+    found, notes = bisect(case, report)
+    run.notes += notes
+    return found
 
 
 def _record(run: _Run, figures: Figures) -> Path | None:
@@ -358,11 +441,13 @@ def _cuts(run: _Run, told: Mapping[str, Any]) -> Gate:
     return tokenisation_gate(len(run.texts), len(cuts))
 
 
-def _compare_texts(run: _Run, texts: Texts) -> tuple[LogitsResult, list[Gate]]:
+def _compare_texts(
+    run: _Run, texts: Texts, side: str = "artefact"
+) -> tuple[LogitsResult, list[Gate]]:
     items = [run.sets.items[number] for number in texts.items]
     questions = Questions((), tuple(item.ids for item in items), 0, 0)
     truth = run.sides.scores(run.reference, items)
-    engine = run.sides.scores("artefact", items)
+    engine = run.sides.scores(side, items)
     found = compare_scores(truth, engine, questions)
     noise: Comparison | None = None
     if run.sides.noise:
@@ -404,7 +489,9 @@ def _compare_texts(run: _Run, texts: Texts) -> tuple[LogitsResult, list[Gate]]:
     return result, holds
 
 
-def _compare_task(run: _Run, task: Task) -> tuple[TaskResult, tuple[Differing, ...]]:
+def _compare_task(
+    run: _Run, task: Task, side: str = "artefact"
+) -> tuple[TaskResult, tuple[Differing, ...]]:
     name = task.questions.name
 
     def of(side: str) -> judging.Answered:
@@ -412,7 +499,7 @@ def _compare_task(run: _Run, task: Task) -> tuple[TaskResult, tuple[Differing, .
         return judged(task, answers, run.tokenizer)
 
     base = None if "base" in run.sides.refused else of("base")
-    adapter, merged = of(run.own[name]), of("artefact")
+    adapter, merged = of(run.own[name]), of(side)
     result = task_result(
         name,
         task.questions.scorer,
