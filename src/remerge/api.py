@@ -491,6 +491,12 @@ def compare(
     # It always imports transformers, which takes seconds; most commands can do without.
     from remerge.validation import comparison_asked
 
+    own = dict(engine_python or {})
+
+    def make(source: Path, paths: Sequence[Path], how: Mapping[str, Any], place: Path) -> Path:
+        made = export(source, place, adapters=paths, threads=threads, engine_python=own, **how)
+        return made.output
+
     named = [adapters] if isinstance(adapters, str | Path) else list(adapters)
     asked = comparison_asked.Asked(
         base=base,
@@ -511,8 +517,9 @@ def compare(
         recipe_options=dict(recipe_options or {}),
         record=record,
         remember=remember,
-        pythons=dict(engine_python or {}),
+        pythons=own,
         threads=threads,
+        make=make,
     )
     return comparison_asked.run(asked, report)
 

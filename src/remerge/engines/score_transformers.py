@@ -22,6 +22,7 @@ import torch
 from remerge.engines.adapted_model import put_on
 from remerge.engines.asked_model import ask_model
 from remerge.engines.calling import Teller, answer
+from remerge.engines.repaired_model import RepairedModel
 from remerge.engines.scoring import Answered, Side
 from remerge.engines.shared_model import SharedModel, stored_model
 from remerge.engines.tokenisation import tokens_of
@@ -39,7 +40,8 @@ def work(request: Mapping[str, Any], tell: Teller) -> dict[str, Any]:
     """Ask the sides, in their order. ``base``, ``merge``, ``noise`` (``noise`` of the request, as
     a share of the weights' own size) and ``adapter`` are those of ``merge`` (base, adapters,
     recipe); ``artefact`` lies at a path, ``directory`` is a checkpoint of its own. Sides whose name
-    goes on after a colon are several of a kind.
+    goes on after a colon are several of a kind: adapters, or ``artefact:N`` with the merge's values
+    in those of its tensors that ``repairs`` of the request says.
 
     Of an artefact also its own tokenizer's ids are given, and of a side that cannot be
     (an adapter that PEFT does not know, a base of another shape) why.
@@ -100,6 +102,7 @@ class _Models:
         self._device = _device(request.get("device") or "cpu")
         self.plan: Plan | None = None
         self._shared: SharedModel | None = None
+        self._repaired: RepairedModel | None = None
         if request.get("merge"):
             inputs, self.plan = planned(request["merge"])
             self._shared = SharedModel(inputs, self.plan, self._dtype, self._device)
@@ -117,7 +120,10 @@ class _Models:
         if kind == "base":
             return self._shared.base()
         if kind == "artefact":
-            return self._shared.artefact(Path(self._request["artefact"]))
+            place = Path(self._request["artefact"])
+            if which:
+                return self._apart(place).repair(self._request["repairs"][which])
+            return self._shared.artefact(place)
         if kind == "adapter":
             chosen = self._request["adapters"][which]
             adapters = [(Path(path), weight) for path, weight in chosen]
@@ -127,6 +133,14 @@ class _Models:
             disturb(model, self._request["noise"])
             return model
         return self._shared.merge()
+
+    def _apart(self, place: Path) -> RepairedModel:
+        """The artefact's model, taken apart; loaded once, or again where too much of it went."""
+        assert self._shared is not None and self.plan is not None
+        if self._repaired is None or self._repaired.spent:
+            self._repaired = None
+            self._repaired = RepairedModel(self._shared.artefact(place, decode=True), self.plan)
+        return self._repaired
 
     def release(self) -> None:
         if self._shared is not None:

@@ -74,10 +74,11 @@ class SharedModel:
         self._state = "merge"
         return self._model
 
-    def artefact(self, place: Path) -> Any:
-        """What lies in a checkpoint, or in a GGUF file, whatever it claims to be."""
+    def artefact(self, place: Path, *, decode: bool = False) -> Any:
+        """What lies in a checkpoint, or in a GGUF file, whatever it claims to be. With ``decode``
+        the values that quantised codes stand for, in plain layers."""
         checkpoint = open_checkpoint(place) if place.is_dir() else None
-        if checkpoint is None or not self._alike(checkpoint.config):
+        if checkpoint is None or not self._alike(checkpoint.config, decode=decode):
             self._drop()
             self._model = stored_model(place, self._dtype).to(self._device)
             return self._model
@@ -92,16 +93,11 @@ class SharedModel:
             return reader.values(source, first * width, (last - first) * width).view(-1, width)
 
         try:
-            self._fill(reads.tensors, rows, None, f"{place}")
+            self._fill(reads.tensors, rows, f"{place}")
         finally:
             reader.close()
         self._state = "artefact"
         return self._model
-
-    def put(self, names: Collection[str]) -> None:
-        """Give these parameters of the model the values of the merge."""
-        with self._plan.open(torch.device("cpu")) as merged:
-            self._fill(self._plan.tensors, merged_rows(merged), frozenset(names), "the merge")
 
     def adapted(self) -> Any:
         """The base, to be wrapped by PEFT: it is nobody's afterwards."""
@@ -120,24 +116,18 @@ class SharedModel:
         self._state = ""
         return model
 
-    @property
-    def names(self) -> ModelNames:
-        """Names of the model's parameters in terms of the merge's tensors."""
-        with quiet():
-            return ModelNames(self._model, self._plan.tensors)
-
     def _bare_recipe(self) -> Any:
         asked = self._plan.recipe
         return asked.model_copy(
             update={"method": "sum", "weights": (), "parameters": {}, "prefer": ()}
         )
 
-    def _alike(self, config: Mapping[str, Any]) -> bool:
-        """Whether a checkpoint's configuration is that of the merge, and says of no quantisation:
-        what kernels make of codes is their own."""
+    def _alike(self, config: Mapping[str, Any], *, decode: bool) -> bool:
+        """Whether a checkpoint's configuration is that of the merge, and says of no quantisation
+        unless codes are to be decoded: what kernels make of them is their own."""
         quantised = as_object(config.get("quantization_config")) or config.get("compression_config")
         mine = _essential(self._plan.config)
-        return not quantised and mine is not None and _essential(config) == mine
+        return (decode or not quantised) and mine is not None and _essential(config) == mine
 
     def _fill_from(self, plan: Plan, only: Collection[str] | None) -> None:
         if self._model is None or not self._state:
@@ -146,7 +136,7 @@ class SharedModel:
             return
         with plan.open(torch.device("cpu")) as merged:
             stored = None if only is None else frozenset(only)
-            self._fill(plan.tensors, merged_rows(merged), None, "the merge", stored)
+            self._fill(plan.tensors, merged_rows(merged), "the merge", stored)
 
     def _load(self, plan: Plan) -> Any:
         with plan.open(torch.device("cpu")) as merged:
@@ -156,18 +146,17 @@ class SharedModel:
         self,
         tensors: Mapping[str, TensorFacts],
         read: ReadRows,
-        parameters: Collection[str] | None,
         whose: str,
         stored: Collection[str] | None = None,
     ) -> None:
-        """Fill the model's parameters (all, those named, or those made of these ``stored`` ones);
-        raises `BadInput` for one that is not there."""
+        """Fill the model's parameters (all, or those made of these ``stored`` ones); raises
+        `BadInput` for one that is not there."""
         with quiet():
             names = ModelNames(self._model, tensors)
         state = self._model.state_dict(keep_vars=True)
         seen: set[int] = set()
         for name, value in state.items():
-            if id(value) in seen or (parameters is not None and name not in parameters):
+            if id(value) in seen:
                 continue
             seen.add(id(value))
             regions = names.regions(name)
@@ -217,15 +206,30 @@ def copy_region(view: torch.Tensor, region: Region, read: ReadRows) -> None:
             first, last = int(wanted.min()), int(wanted.max()) + 1
         block = read(region.tensor, first, last)
         block = block[_selected(shifted(wanted, -first))][:, _selected(region.cols)]
-        block = block.to(view.device, view.dtype)
-        part = _selected(here), _selected(cols)
-        if all(isinstance(index, slice) for index in part):
-            view[part] = block
-        else:
-            view[
-                torch.as_tensor(as_vector(here), device=view.device)[:, None],
-                torch.as_tensor(as_vector(cols), device=view.device),
-            ] = block
+        _place(view, here, cols, block)
+
+
+def taken_from(view: torch.Tensor, region: Region, stored: torch.Tensor) -> None:
+    """The other way: fill the part of a stored tensor's matrix view (rows, columns) that a region
+    says from a parameter's."""
+    if region.transposed:
+        view = view.T
+        rows, cols = region.parameter_cols, region.parameter_rows
+    else:
+        rows, cols = region.parameter_rows, region.parameter_cols
+    _place(stored, region.rows, region.cols, view[_selected(rows)][:, _selected(cols)])
+
+
+def _place(view: torch.Tensor, rows: Index, cols: Index, block: torch.Tensor) -> None:
+    block = block.to(view.device, view.dtype)
+    part = _selected(rows), _selected(cols)
+    if all(isinstance(index, slice) for index in part):
+        view[part] = block
+    else:
+        view[
+            torch.as_tensor(as_vector(rows), device=view.device)[:, None],
+            torch.as_tensor(as_vector(cols), device=view.device),
+        ] = block
 
 
 def _selected(index: Index) -> slice | torch.Tensor:

@@ -11,7 +11,8 @@ from typing import Any
 
 from remerge.artefacts.making import Report
 from remerge.errors import UsageError
-from remerge.validation.compare import Asking, CompareReport, Settings, compare
+from remerge.validation.compare import CompareReport, compare
+from remerge.validation.comparison_run import Asking, MakeOf, Settings
 from remerge.validation.gate import Thresholds
 from remerge.validation.harness import HarnessSettings
 from remerge.validation.judging import open_scorer
@@ -49,6 +50,7 @@ class Asked:
     remember: bool = True
     pythons: Mapping[str, str] = field(default_factory=dict[str, str])
     threads: int | None = None
+    make: MakeOf | None = None
 
     @property
     def asking(self) -> Asking:
@@ -131,6 +133,8 @@ def run(asked: Asked, report: Report) -> CompareReport:
         record=asked.record,
         remember=asked.remember,
         command=asked.command,
+        bisect=asked.bisect,
+        make=asked.make,
     )
     return compare(asked.base, asked.adapters, asked.output, asked.asking, settings, report)
 

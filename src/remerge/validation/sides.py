@@ -7,7 +7,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,9 @@ from remerge.engines.registry import engine_of
 from remerge.engines.scorers import SCORERS, Scorer
 from remerge.engines.scoring import Answered, Item, Scores, Side, rows_path
 from remerge.errors import UsageError
+from remerge.merging.budget import DEFAULT
+from remerge.merging.recipe import make_recipe
+from remerge.outputs.planning import make_plan
 from remerge.validation.check import REFERENCE, interpreter
 from remerge.validation.compared import Compared
 from remerge.validation.remembered_answers import Memory, Remembered
@@ -59,18 +62,33 @@ class Sides:
     told: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
     refused: dict[str, str] = field(default_factory=dict[str, str])
     costs: list[Cost] = field(default_factory=list[Cost])
+    repairs: dict[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
     _folders: dict[str, Remembered] = field(default_factory=dict[str, Remembered])
 
     def ask(
         self, wanted: Mapping[str, Mapping[int, Item]], texts: Sequence[str], report: Report
     ) -> None:
         """Ask every side its items: ``base``, ``adapter:NAME``, ``merge``, ``noise`` and
-        ``artefact``. Those that transformers reads here share one process and one model."""
-        here = [name for name in wanted if name != "artefact" or self._shares]
+        ``artefact``. Those that transformers reads here share one process and one model.
+        ``artefact:N`` is it with the tensors that ``repairs`` says put right, read by transformers
+        whatever engine it is for."""
+        apart = [name for name in wanted if name.startswith("artefact:")]
+        here = [n for n in wanted if n not in apart and (n != "artefact" or self._shares)]
         self._ask(here, wanted, REFERENCE, Path(sys.executable), texts, report)
         if "artefact" in wanted and not self._shares:
             python = interpreter(self.scorer, self.compared.artefact, self.running.pythons)
             self._ask(["artefact"], wanted, self.scorer.module, python, texts, report)
+        if apart:
+            self._ask(apart, wanted, REFERENCE, self.apart_python, (), report)
+
+    @property
+    def apart_python(self) -> Path:
+        """The interpreter in which transformers takes the artefact apart."""
+        return interpreter(SCORERS["transformers"], self.compared.artefact, self.running.pythons)
+
+    def memory_of(self, side: str) -> Remembered:
+        """What is known of a side."""
+        return self.memory.of(self._identity(side))
 
     def scores(self, side: str, items: Sequence[Item]) -> Scores:
         """Rows of a side that was asked for them."""
@@ -99,7 +117,7 @@ class Sides:
     ) -> None:
         asked: list[Side] = []
         for name in names:
-            folder = self._folders[name] = self.memory.of(self._identity(name))
+            folder = self._folders[name] = self.memory_of(name)
             known = folder.known(wanted[name])
             self.answers |= {(name, number): answer for number, answer in known.items()}
             side = Side(name, wanted[name], folder.place, frozenset(known))
@@ -118,7 +136,7 @@ class Sides:
 
         started = time.time()
         cut = texts if any(side.name == "artefact" for side in asked) else ()
-        said = ask(python, module, asked, self._request(cut), report, told)
+        said = ask(python, module, asked, self.request(cut), report, told)
         seconds = time.time() - started
         self.refused |= said.get("refused", {})
         shares: Mapping[str, float] = said.get("seconds", {})
@@ -128,7 +146,8 @@ class Sides:
             self.told[side.name] = mine
             self.costs.append(self._cost(side.name, mine, len(side.known), len(side.wanted)))
 
-    def _request(self, texts: Sequence[str]) -> dict[str, Any]:
+    def request(self, texts: Sequence[str]) -> dict[str, Any]:
+        """What `remerge.engines.score_transformers` is asked, but for the sides."""
         adapters = self.compared.inputs.adapters
         weights = self.compared.adapter_weights or ()
         every = [(str(a.path), w) for a, w in zip(adapters, weights, strict=False)]
@@ -141,6 +160,7 @@ class Sides:
             "artefact": str(self.compared.artefact.place.absolute()),
             "adapters": {**alone, "": every},
             "noise": self.noise,
+            "repairs": {name.partition(":")[2]: list(own) for name, own in self.repairs.items()},
             "ends": list(self.ends),
             "texts": list(texts),
             "dtype": self.running.dtype,
@@ -159,7 +179,10 @@ class Sides:
             "ends": list(self.ends),
             "versions": {name: _version(name) for name in ("torch", "transformers", "peft")},
         }
-        if kind == "artefact":
+        if which and kind == "artefact":
+            found |= {"side": "repaired", "artefact": self.compared.digest}
+            found["repairs"] = sorted(self.repairs[side])
+        elif kind == "artefact":
             found["artefact"] = self.compared.digest
             found["engine"] = self.scorer.name
             if self.scorer.engine is not None:
@@ -191,6 +214,20 @@ class Sides:
             asked=asked,
             cached=cached,
         )
+
+
+def by_method(
+    sides: Sides, method: str, items: Mapping[int, Item], report: Report
+) -> dict[tuple[str, int], Answered]:
+    """What the merge by another method answers, as the side ``method:NAME``; raises `UsageError`
+    for one that these adapters cannot be combined by."""
+    compared = sides.compared
+    kept = {key: getattr(compared.plan.recipe, key) for key in ("simulate", "expert_packing")}
+    recipe = make_recipe(compared.inputs.labels, method=method, **kept, dtype="float32")
+    other = replace(compared, plan=make_plan(compared.inputs, recipe, DEFAULT))
+    asked = replace(sides, compared=other, noise=0.0, answers={}, told={}, repairs={}, _folders={})
+    asked.ask({"merge": items}, (), report)
+    return {(f"method:{method}", number): answer for (_, number), answer in asked.answers.items()}
 
 
 def scorer_of(compared: Compared, engine: str | None) -> Scorer:

@@ -22,41 +22,24 @@ from remerge.artefacts.test_result import TensorResult, WeightsResult
 from remerge.merging.merged import MergedCheckpoint
 from remerge.merging.plan import Plan
 from remerge.merging.tensor_plan import TensorPlan
+from remerge.merging.weighing import BLOCK, Sums, add, held
 from remerge.sources.checkpoint import StoredTensor, open_checkpoint
-from remerge.sources.dtypes import MERGEABLE, torch_dtype
+from remerge.sources.dtypes import MERGEABLE
 from remerge.sources.one_thread import one_thread
 from remerge.sources.reading import Reader, Source, decoded
 from remerge.validation.limits import Gate
 
-# Elements at hand at once, in each thread.
-_BLOCK = 2**19
-# Bits of the mantissa that are stored, and the exponent of the smallest normal number.
-_MANTISSA = {"F16": (10, -14), "BF16": (7, -126), "F32": (23, -126), "F64": (52, -1022)}
 # One rounding has 1, rounding delta and sum apart up to 1.5; eight bits have 4 and more.
 _EXCESS = 2.0
 # Of few elements any may happen to be the worst.
 _FEW, _EXCESS_OF_FEW = 256, 4.0
 # What may lack of a delta or be too much, besides chance; quantisers clip and shift.
 _KEPT, _KEPT_QUANTISED = 0.1, 0.25
+# Times the format's errors; those of another tensor in its place are 1.4 of the weights.
+_COARSE, _LEAST = 3.0, 1e-3
 _LARGEST = 1e9
 
 Done = Callable[[int, int, str], None]
-
-
-@dataclass
-class _Sums:
-    """Over the elements of one tensor so far."""
-
-    elements: int = 0
-    base: float = 0.0
-    delta: float = 0.0
-    kept: float = 0.0
-    expected: float = 0.0
-    error: float = 0.0
-    noise: float = 0.0
-    rounding: float = 0.0
-    units: float = 0.0
-    worst: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -85,10 +68,15 @@ class Weights:
 
 
 def compare_weights(
-    place: Path, plan: Plan, threads: int, report: Done = lambda done, total, tensor: None
+    place: Path,
+    plan: Plan,
+    threads: int,
+    report: Done = lambda done, total, tensor: None,
+    coarse: float = 0.0,
 ) -> Weights:
     """Every stored tensor of the checkpoint at ``place`` against ``plan``, the merge that it claims
-    to be (in float32: what is compared with is exact).
+    to be (in float32: what is compared with is exact). ``coarse`` is the size of a quantised
+    format's errors, relative to the weights.
 
     Quantised tensors are decoded; they have no last place. Tensors of other names or shapes than
     the merge's are named and not measured.
@@ -103,7 +91,8 @@ def compare_weights(
         and tensor.dtype in MERGEABLE
         and plan.tensors[name].dtype in MERGEABLE
     }
-    work = _Work(plan, reads.tensors, report, sum(math.prod(t.shape) for t in measured.values()))
+    total = sum(math.prod(t.shape) for t in measured.values())
+    work = _Work(plan, reads.tensors, report, total, coarse)
     with plan.open(torch.device("cpu")) as merged, one_thread():
         merged.prepare_all(plan.touched.values(), threads)
         work.reader = Reader(checkpoint)
@@ -122,10 +111,23 @@ def compare_weights(
     return _judged(dict(zip(measured, found, strict=True)), dtypes, missing, unknown)
 
 
+def of_loaded(told: Mapping[str, Any], plan: Plan, coarse: float) -> Weights:
+    """The weights that `remerge.engines.weigh_model` told of a model; ``coarse`` as above. Values
+    that 16 bits hold were rounded to these, and all others are taken for a quantised format's."""
+    found = {
+        name: _figures(
+            plan.tensors[name], Sums(**sums), coarse if told["rounds"][name] == "F32" else None
+        )
+        for name, sums in told["tensors"].items()
+    }
+    dtypes = list(told["rounds"].values()) or ["F32"]
+    return _judged(found, dtypes, told["missing"], [])
+
+
 @dataclass
 class _Measured:
     tensor: TensorResult
-    sums: _Sums
+    sums: Sums
     wrong: float
 
 
@@ -137,6 +139,7 @@ class _Work:
     stored: Mapping[str, Source]
     report: Done
     total: int
+    coarse: float
     reader: Any = None
     _done: int = 0
     _lock: Any = field(default_factory=Lock)
@@ -144,91 +147,23 @@ class _Work:
     def measure(self, merged: MergedCheckpoint, name: str) -> _Measured:
         tensor, plan = self.stored[name], self.plan.tensors[name]
         plain = isinstance(tensor, StoredTensor)
-        sums = _Sums()
+        sums = Sums()
         rounds = tensor.dtype
-        for first in range(0, math.prod(tensor.shape), _BLOCK):
-            count = min(_BLOCK, math.prod(tensor.shape) - first)
+        for first in range(0, math.prod(tensor.shape), BLOCK):
+            count = min(BLOCK, math.prod(tensor.shape) - first)
             values = self.reader.values(tensor, first, count)
             if first == 0 and plain:
-                rounds = _held(values, tensor.dtype)
-            self._add(merged, plan, sums, values, rounds, first)
+                rounds = held(values, tensor.dtype)
+            add(sums, merged, plan, values, rounds, first)
             with self._lock:
                 self._done += count
                 self.report(self._done, self.total, name)
-        return _figures(plan, sums, quantised=not plain)
-
-    def _add(
-        self,
-        merged: MergedCheckpoint,
-        plan: TensorPlan,
-        sums: _Sums,
-        values: torch.Tensor,
-        rounds: str,
-        first: int,
-    ) -> None:
-        count = values.numel()
-        sums.elements += count
-        base = None
-        if plan.source is not None and plan.compares:
-            base = merged.reader.values(plan.source, first, count)
-            sums.base += _dot(base.double(), base.double())
-        if plan.change is None:
-            assert base is not None or plan.source is not None
-            exact = base if base is not None else merged.reader.values(plan.source, first, count)  # pyright: ignore[reportArgumentType]
-            if exact.dtype == values.dtype and torch.equal(exact, values):
-                return
-            exact = exact.double()
-        else:
-            exact = merged.exact(plan.change, plan.source)(first, count)
-        stored = values.double()
-        finite = torch.isfinite(stored)
-        if not bool(finite.all()):
-            # What is not finite in the base itself stays so, and is no error.
-            lost = ~finite & torch.isfinite(exact)
-            sums.error += math.inf if bool(lost.any()) else 0.0
-            stored, exact = (torch.where(finite, side, 0.0) for side in (stored, exact))
-            base = None if base is None else torch.where(finite, base, 0.0)
-        error = stored - exact
-        unit = _units(exact, rounds)
-        off = (error / unit).abs()
-        sums.error += _dot(error, error)
-        sums.rounding += _dot(unit, unit) / 12
-        sums.units += float(off.sum())
-        sums.worst = max(sums.worst, float(off.max()))
-        if plan.change is None or base is None:
-            return
-        before = base.double()
-        delta = exact - before
-        once = exact.to(torch.float32).to(torch_dtype(rounds)).double()
-        sums.delta += _dot(delta, delta)
-        sums.kept += _dot(stored - before, delta)
-        sums.expected += _dot(once - before, delta)
-        sums.noise += _dot(error, error)
+        return _figures(plan, sums, None if plain else self.coarse)
 
 
-def _held(values: torch.Tensor, dtype: str) -> str:
-    """The narrowest dtype that holds these values: weights may have been rounded before they were
-    written in a wider one."""
-    if dtype not in ("F32", "F64"):
-        return dtype
-    for name in ("BF16", "F16"):
-        if torch.equal(values.to(torch_dtype(name)).to(values.dtype), values):
-            return name
-    return dtype
-
-
-def _units(exact: torch.Tensor, dtype: str) -> torch.Tensor:
-    """A unit in the last place of ``dtype`` at each value."""
-    bits, least = _MANTISSA[dtype]
-    exponent = torch.frexp(exact)[1].clamp_(min=least + 1) - (bits + 1)
-    return torch.ldexp(torch.ones_like(exact), exponent)
-
-
-def _dot(first: torch.Tensor, second: torch.Tensor) -> float:
-    return float(torch.dot(first, second))
-
-
-def _figures(plan: TensorPlan, sums: _Sums, *, quantised: bool) -> _Measured:
+def _figures(plan: TensorPlan, sums: Sums, coarse: float | None) -> _Measured:
+    """``coarse`` is the size of the format's errors where the tensor is quantised."""
+    quantised = coarse is not None
     touched = plan.change is not None
     count = max(sums.elements, 1)
     kept = noise = None
@@ -241,7 +176,10 @@ def _figures(plan: TensorPlan, sums: _Sums, *, quantised: bool) -> _Measured:
         allowed = (_KEPT_QUANTISED if quantised else _KEPT) + chance
         wrong = max(wrong, abs(kept - expected) / allowed)
     excess = None
-    if not quantised:
+    if coarse is not None:
+        apart = _ratio(math.sqrt(sums.error), math.sqrt(sums.size))
+        wrong = max(wrong, apart / max(_COARSE * coarse, _LEAST))
+    else:
         excess = _ratio(math.sqrt(sums.error), math.sqrt(sums.rounding))
         wrong = max(wrong, excess / (_EXCESS if count >= _FEW else _EXCESS_OF_FEW))
     result = TensorResult(
