@@ -126,6 +126,17 @@ class Questions:
         return sum(map(len, self.prompts))
 
     @property
+    def distinct(self) -> int:
+        """How many positions are not another's over again: prompts that begin alike are the same
+        until they part."""
+        steps: dict[tuple[int, int], int] = {}
+        for prompt in self.prompts:
+            place = 0
+            for token in prompt:
+                place = steps.setdefault((place, token), len(steps) + 1)
+        return len(steps)
+
+    @property
     def followed(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Rows whose next token the prompt itself holds, and these tokens."""
         rows: list[int] = []

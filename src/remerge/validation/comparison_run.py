@@ -28,8 +28,8 @@ from remerge.validation.served_sides import Served, Who, ask_served
 from remerge.validation.sides import Running, Sides, scorer_of
 from remerge.validation.tasks import Evaluation
 
-# Makes what options of `remerge.export` ask for of base and adapters, in an empty directory; where it
-# is then.
+# Makes what options of `remerge.export` ask for of base and adapters, at a place where nothing is;
+# where it is then.
 MakeOf = Callable[[Path, Sequence[Path], Mapping[str, Any], Path], Path]
 
 
