@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from remerge.artefacts.digests import input_digests
 from remerge.artefacts.making import Report, write_side_file
 from remerge.artefacts.test_result import (
     Differing,
@@ -22,21 +23,26 @@ from remerge.artefacts.test_result import (
     statement,
     write_test_result,
 )
-from remerge.engines.scoring import Questions
+from remerge.engines.endpoint_client import Endpoint
+from remerge.engines.scoring import Item, Questions
 from remerge.engines.tokenisation import TEXTS, differences, of_composed, open_tokenizer
+from remerge.errors import UsageError
 from remerge.merging.budget import DEFAULT, Resources
 from remerge.merging.plan import Plan
 from remerge.sources.documents import as_object, parse_json
 from remerge.validation import judging
 from remerge.validation.asking_sets import Limits, Sets, Task, Texts, judged, make_sets
 from remerge.validation.compared import Compared, open_compared
-from remerge.validation.gate import Thresholds, logits_gates, of_arithmetic
+from remerge.validation.gate import Thresholds, harness_gates, logits_gates, of_arithmetic
+from remerge.validation.harness import Harness, HarnessSettings, adapted, run_harness
+from remerge.validation.harness import Side as HarnessSide
 from remerge.validation.limits import Gate, limit_of, share_gate, tokenisation_gate
 from remerge.validation.memory import check_memory
 from remerge.validation.paired import differing, score_gate, task_result
 from remerge.validation.remembered_answers import open_memory
 from remerge.validation.score_comparison import Comparison, adapter_share
 from remerge.validation.score_comparison import compare as compare_scores
+from remerge.validation.served_sides import Served, Who, ask_served, first_token_kl
 from remerge.validation.sides import Running, Sides, scorer_of
 from remerge.validation.tasks import Evaluation
 from remerge.validation.weights import Weights, compare_weights
@@ -84,6 +90,8 @@ class Settings:
     engine: str | None = None
     form: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    endpoints: Mapping[Who, Endpoint] = field(default_factory=dict["Who", Endpoint])
+    harness: HarnessSettings | None = None
     record: bool = True
     remember: bool = True
     command: str = ""
@@ -106,8 +114,10 @@ def compare(
         work = Path(folder)
         run = _open(compared, asking, settings, work)
         weights = _weights(compared, settings, report)
+        run.ask_servers(settings.endpoints, report, as_chat=asking.as_chat)
         run.ask(report)
-        return _reported(run, weights, asking, settings, started)
+        harness = _harness(run, settings, report)
+        return _reported(run, weights, harness, settings, started)
 
 
 @dataclass
@@ -125,9 +135,37 @@ class _Run:
     texts: tuple[str, ...]
     thresholds: Thresholds
     notes: list[str]
+    served: dict[Who, Served] = field(default_factory=dict["Who", Served])
+
+    def ask_servers(
+        self, endpoints: Mapping[Who, Endpoint], report: Report, *, as_chat: bool
+    ) -> None:
+        """Ask the sides that servers answer for; these are not loaded here."""
+        digests = input_digests(self.compared.plan) if "adapter" in endpoints else {}
+        for who, endpoint in endpoints.items():
+            identity: dict[str, Any] = {"side": who, "artefact": self.compared.digest}
+            if who == "adapter":
+                identity = {"side": who, "inputs": digests}
+            found = self.served[who] = ask_served(
+                who,
+                endpoint,
+                self.sets.tasks,
+                self.sets.items,
+                self.tokenizer,
+                self.sides.memory,
+                identity,
+                report,
+                as_chat=as_chat,
+            )
+            self.notes += found.notes
+            self.sides.costs.append(found.cost)
+        if "adapter" in self.served:
+            # A server tells too little to hold probabilities to.
+            self.reference = "merge"
+            self.own = dict.fromkeys(self.own, "served")
 
     def ask(self, report: Report) -> None:
-        """Ask all sides; where PEFT cannot put the adapters on, the merge takes its place."""
+        """Ask all other sides; where PEFT cannot put the adapters on, the merge takes its place."""
         self.sides.ask(self._wanted(), self.texts, report)
         for side in [name for name in self.sides.refused if name.startswith("adapter")]:
             which = side.partition(":")[2]
@@ -141,27 +179,37 @@ class _Run:
             self.own = {
                 name: "merge" if other == side else other for name, other in self.own.items()
             }
-        if "merge" in (self.reference, *self.own.values()):
+        rows = "merged" not in self.served or "adapter" not in self.served
+        if rows and "merge" in (self.reference, *self.own.values()):
             self.sides.ask({"merge": self._wanted(merge=True)["merge"]}, (), report)
 
-    def _wanted(self, *, merge: bool = False) -> dict[str, dict[int, Any]]:
+    def _wanted(self, *, merge: bool = False) -> dict[str, dict[int, Item]]:
         rows = [number for texts in self.sets.texts for number in texts.items]
         tasks = {task.questions.name: task.items for task in self.sets.tasks}
         every = [number for items in tasks.values() for number in items]
-        wanted: dict[str, list[int]] = {"base": [*rows, *every], "artefact": [*rows, *every]}
         if merge:
-            wanted["merge"] = [*rows, *every]
-        elif self.reference != "merge":
+            return {"merge": self._items([*rows, *every])}
+        wanted: dict[str, list[int]] = {}
+        if len(self.served) < 2:
+            wanted["base"] = [*rows, *every]
+        if "merged" not in self.served:
+            wanted["artefact"] = [*rows, *every]
+        if self.reference != "merge":
             wanted[self.reference] = list(rows)
         for name, side in self.own.items():
-            if side != "merge":
+            if side not in ("merge", "served"):
                 wanted[side] = [*wanted.get(side, []), *tasks[name]]
-        if self.sides.noise:
+        if self.sides.noise and "merged" not in self.served:
             wanted["noise"] = rows
-        return {
-            side: {number: self.sets.items[number] for number in sorted(set(numbers))}
-            for side, numbers in wanted.items()
-        }
+        return {side: self._items(numbers) for side, numbers in wanted.items()}
+
+    def _items(self, numbers: Sequence[int]) -> dict[int, Item]:
+        return {number: self.sets.items[number] for number in sorted(set(numbers))}
+
+    def answered(self, task: Task, side: str) -> judging.Answered:
+        """A side's answers to a task, judged."""
+        answers = {number: self.sides.answers[side, number] for number in task.items}
+        return judged(task, answers, self.tokenizer)
 
 
 def _open(compared: Compared, asking: Asking, settings: Settings, work: Path) -> _Run:
@@ -182,7 +230,10 @@ def _open(compared: Compared, asking: Asking, settings: Settings, work: Path) ->
     )
     form = settings.form or compared.artefact.format or "unknown"
     limit = of_arithmetic(limit_of(form), running.dtype)
-    check_memory(compared.plan, running.dtype, running.device)
+    if settings.endpoints and not asking.evaluations:
+        raise UsageError("A server is asked questions.", hint="Give some: --eval FILE.")
+    if len(settings.endpoints) < 2:
+        check_memory(compared.plan, running.dtype, running.device)
     texts = tuple(dict.fromkeys((*TEXTS, *(t for one in sets.texts for t in one.texts))))
     scores = work / "scores"
     scores.mkdir()
@@ -270,7 +321,11 @@ def _weights(compared: Compared, settings: Settings, report: Report) -> Weights 
 
 
 def _reported(
-    run: _Run, weights: Weights | None, asking: Asking, settings: Settings, started: float
+    run: _Run,
+    weights: Weights | None,
+    harness: Harness | None,
+    settings: Settings,
+    started: float,
 ) -> CompareReport:
     compared, told = run.compared, run.sides.told.get("artefact", {})
     gates = list(compared.gates)
@@ -282,11 +337,14 @@ def _reported(
                 f"{weights.result.unknown[0]}."
             )
     run.notes += told.get("notes", [])
-    gates.append(_cuts(run, told))
     logits: list[LogitsResult] = []
+    if "merged" in run.served:
+        gates += _served_gates(run)
+    else:
+        gates.append(_cuts(run, told))
     if told.get("loaded_only"):
         gates.append(Gate("scores", f"none: {told['loaded_only']}", "some", False))
-    else:
+    elif "merged" not in run.served:
         for texts in run.sets.texts:
             result, holds = _compare_texts(run, texts)
             logits.append(result)
@@ -298,12 +356,16 @@ def _reported(
         tasks.append(result)
         shown += apart
         gates.append(score_gate(result, run.thresholds.max_drop))
+    if harness is not None:
+        gates += harness_gates(harness, run.thresholds.max_drop)
+        run.notes += harness.notes
     if len(shown) > _SHOWN:
         run.notes.append(f"Of {len(shown)} differing answers the first {_SHOWN} are kept.")
     passed = all(gate.passed for gate in gates)
     versions: dict[str, str] = {}
     for said in run.sides.told.values():
         versions |= said.get("versions", {})
+    versions |= {} if harness is None else harness.versions
     weighed = "the adapter on its base, by PEFT"
     if run.reference == "merge":
         weighed = "the merge, rounded once to float32"
@@ -324,6 +386,7 @@ def _reported(
         weights=None if weights is None else weights.result,
         logits=tuple(logits),
         tasks=tuple(tasks),
+        harness=() if harness is None else harness.results,
         differing=tuple(shown[:_SHOWN]),
         costs=tuple(run.sides.costs),
         notes=tuple(dict.fromkeys(run.notes)),
@@ -334,6 +397,53 @@ def _reported(
     return CompareReport(
         compared.artefact.place, figures, written, weights.wrong if weights else ()
     )
+
+
+def _harness(run: _Run, settings: Settings, report: Report) -> Harness | None:
+    """lm-eval's tasks on all sides."""
+    if settings.harness is None:
+        return None
+    inputs, place = run.compared.inputs, run.compared.artefact.place
+    if len(inputs.adapters) != 1:
+        raise UsageError("lm-eval compares one adapter.", hint="Leave out --lm-eval.")
+    base = inputs.base.path
+    adapter = adapted(base, inputs.adapters[0].path, place)
+    merged = HarnessSide(place)
+    endpoints = settings.endpoints
+    if "adapter" in endpoints:
+        adapter = HarnessSide(base, tokenizer=adapter.tokenizer, server=endpoints["adapter"])
+    if "merged" in endpoints:
+        merged = HarnessSide(place if place.is_dir() else base, server=endpoints["merged"])
+    below = None if len(endpoints) == 2 else HarnessSide(base)
+    return run_harness(
+        below, adapter, merged, settings.harness, pythons=settings.running.pythons, report=report
+    )
+
+
+def _served_gates(run: _Run) -> list[Gate]:
+    """The first tokens of a server's answers against the reference's probabilities there."""
+    found: list[Gate] = []
+    limit = run.thresholds.max_kl or of_arithmetic(limit_of(run.form), "bfloat16").kl
+    if "adapter" in run.served:
+        return found
+    scored = {item.ids: item for item in run.sets.items.values() if item.kind == "rows"}
+    for task in run.sets.tasks:
+        told = run.served["merged"].likeliest[task.questions.name]
+        pairs = [
+            (scored[ids], likeliest)
+            for one, likeliest in zip(task.asked, told, strict=True)
+            if one.weighed is None and (ids := run.sets.items[one.items[0]].ids) in scored
+        ]
+        rows = [run.sides.scores(run.reference, [item]) for item, _ in pairs]
+        last = [one.dense(slice(one.rows - 1, one.rows), one.width)[0] for one in rows]
+        kl = first_token_kl(last, [likeliest for _, likeliest in pairs], run.tokenizer)
+        if kl is None:
+            run.notes.append(f"{task.questions.name}: the server tells no probabilities.")
+            continue
+        measured = f"at least {kl[0]:.2e} over {kl[1]} questions"
+        name = f"KL divergence of first tokens, {task.questions.name}"
+        found.append(Gate(name, measured, f"{limit:.2e}", kl[0] <= limit))
+    return found
 
 
 def _record(run: _Run, figures: Figures) -> Path | None:
@@ -407,12 +517,16 @@ def _compare_texts(run: _Run, texts: Texts) -> tuple[LogitsResult, list[Gate]]:
 def _compare_task(run: _Run, task: Task) -> tuple[TaskResult, tuple[Differing, ...]]:
     name = task.questions.name
 
-    def of(side: str) -> judging.Answered:
-        answers = {number: run.sides.answers[side, number] for number in task.items}
-        return judged(task, answers, run.tokenizer)
-
-    base = None if "base" in run.sides.refused else of("base")
-    adapter, merged = of(run.own[name]), of("artefact")
+    local = "base" in run.sides.told or ("base", task.items[0]) in run.sides.answers
+    base = run.answered(task, "base") if local and "base" not in run.sides.refused else None
+    if "adapter" in run.served:
+        adapter = run.served["adapter"].answers[name]
+    else:
+        adapter = run.answered(task, run.own[name])
+    if "merged" in run.served:
+        merged = run.served["merged"].answers[name]
+    else:
+        merged = run.answered(task, "artefact")
     result = task_result(
         name,
         task.questions.scorer,
