@@ -194,7 +194,7 @@ def open_run(compared: Compared, asking: Asking, settings: Settings, work: Path)
     texts = tuple(dict.fromkeys((*TEXTS, *(t for one in sets.texts for t in one.texts))))
     scores = work / "scores"
     scores.mkdir()
-    memory = open_memory(kept=settings.remember)
+    memory = open_memory(work / "answers", kept=settings.remember)
     sides = Sides(compared, scorer, running, memory, limit.noise, ends, scores)
     together = compared.adapter_weights is not None
     labels = compared.inputs.labels
