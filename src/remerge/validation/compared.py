@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from remerge.artefacts.manifest import MANIFEST, PROVENANCE, FileRecord, parsed
 from remerge.artefacts.recording import file_record
 from remerge.artefacts.test_result import TESTS
-from remerge.errors import IntegrityError, UsageError
+from remerge.errors import BadInput, IntegrityError, UsageError
 from remerge.merging.plan import Plan
 from remerge.merging.recipe import Recipe, make_recipe
 from remerge.outputs.planning import Inputs, make_plan, open_inputs
@@ -104,8 +104,12 @@ def open_compared(
             hint="Name base and adapter: remerge compare BASE ADAPTER OUT.",
         )
     if origin is not None and not adapters:
-        base = base or place_of(origin.base, "base")
-        adapters = adapters_of(origin.adapters, ())
+        try:
+            base = base or place_of(origin.base, "base")
+            adapters = adapters_of(origin.adapters, ())
+        except BadInput as error:
+            hint = "Name them: remerge compare BASE ADAPTER OUT."
+            raise BadInput(error.what, why=error.why, hint=hint) from error
     inputs = open_inputs(
         base,
         adapters,

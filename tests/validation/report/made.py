@@ -28,7 +28,7 @@ from remerge.artefacts.test_result import (
     write_test_result,
 )
 from remerge.validation.formats import FormatRow, FormatTable
-from remerge.validation.score_comparison import Comparison
+from remerge.validation.score_comparison import Comparison, Differences
 
 EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
 HOSTILE = {
@@ -240,7 +240,21 @@ def compared(output: Path, found: Figures, *, same_bytes: bool = True) -> Path:
 
 def table() -> FormatTable:
     def row(form: str, nbytes: int, kl: float, top1: float, score: float) -> FormatRow:
-        found = Comparison(900, 2048, None, kl, 1.0, kl, 0.4, top1, 3.41, 3.41 + kl)
+        found = Comparison(
+            positions=900,
+            distinct=900,
+            vocabulary=2048,
+            likeliest=None,
+            mean_difference=kl,
+            max_difference=1.0,
+            kl_mean=kl,
+            kl_max=0.4,
+            top1=top1,
+            top5=top1,
+            logits=Differences("logits", kl, 1.0),
+            perplexity_reference=3.41,
+            perplexity=3.41 + kl,
+        )
         return FormatRow(form, nbytes, nbytes * 8 / 2.6e6, 3.2, "llama.cpp", found, score)
 
     return FormatTable(
