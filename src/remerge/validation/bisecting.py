@@ -40,6 +40,8 @@ _ALONE = 0.8
 # Where the weights explain less than this of a divergence, something else is at fault.
 _EXPLAINED = 0.5
 _NOTHING = Part("", ())
+# Gates that the model itself has no part in.
+_OF_BYTES = ("digests", "made from", "tokenisation")
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,10 @@ def bisect(case: Case, report: Report) -> tuple[Bisection | None, list[str]]:
 
 
 def _bisected(case: Case, report: Report) -> tuple[Bisection, list[str]]:
+    if all(gate.name in _OF_BYTES for gate in case.failed):
+        (as_it_is,) = case.judge(["artefact"], False)
+        failed = Failed((), (), case.failed, as_it_is.kl, as_it_is.kl)
+        return _with_proposal(case, failed, [])
     probes = Probes(case.sides, case.reference, _alternating(case), report)
     probes.choose()
     plan = case.sides.compared.plan
@@ -91,18 +97,23 @@ def _bisected(case: Case, report: Report) -> tuple[Bisection, list[str]]:
         Suspect(name=part.name, tensors=part.tensors, kl=left, share=_share(whole, left))
         for part, left in found
     ]
-    failed = Failed(tuple(wrong), tuple(ranked), case.failed, whole, rest)
-    proposal, said = propose(failed, case.proposing, case.sides, case.judge, report)
     case.sides.costs.append(probes.cost)
-    if whole > 0 and rest > (1 - _EXPLAINED) * whole and not (proposal and proposal.proven):
-        notes.append(
+    failed = Failed(wrong, tuple(ranked), case.failed, whole, rest)
+    bisection, said = _with_proposal(case, failed, notes)
+    if whole > 0 and rest > (1 - _EXPLAINED) * whole and not bisection.proven:
+        said.append(
             "Most of the divergence is not in these weights: look at the configuration, the "
             "tokenizer, or the engine."
         )
+    return bisection, said
+
+
+def _with_proposal(case: Case, failed: Failed, notes: Sequence[str]) -> tuple[Bisection, list[str]]:
+    proposal, said = propose(failed, case.proposing, case.sides, case.judge)
     proposal = proposal or Proposal(None, None, proven=False)
     return Bisection(
-        kl=whole,
-        suspects=tuple(ranked[:_SHOWN]),
+        kl=failed.whole,
+        suspects=failed.suspects[:_SHOWN],
         proposal=proposal.text,
         command=proposal.command,
         proven=proposal.proven,

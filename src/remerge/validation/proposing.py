@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from remerge.artefacts.making import Report
 from remerge.artefacts.test_result import Suspect
 from remerge.errors import RemergeError
 from remerge.merging.schemes.registry import SCHEMES
@@ -90,7 +89,7 @@ class _Change:
 
 
 def propose(
-    failed: Failed, how: Proposing, sides: Sides, judge: Judge, report: Report
+    failed: Failed, how: Proposing, sides: Sides, judge: Judge
 ) -> tuple[Proposal | None, list[str]]:
     """The first change that passes, and what is to be said; None where nothing was found."""
     try:
@@ -102,7 +101,10 @@ def propose(
         not gate.passed and gate.name in ("digests", "made from") for gate in failed.gates
     )
     if failed.wrong or changed:
-        return _merge_again(failed, how, sides, judge, options), said
+        again = _merge_again(failed, how, sides, judge, options)
+        others = any(gate.name not in ("digests", "made from") for gate in failed.gates)
+        if failed.wrong or again.proven or not others:
+            return again, said
     if options is None:
         return None, said
     lost = any(gate.name.startswith("score") for gate in failed.gates)
