@@ -8,12 +8,12 @@ MERGEKIT := .venv-mergekit
 # Environments of engines, as users install them, and of what tests compare them with.
 ENGINES := .engines
 
-.PHONY: demo test slow-test mergekit-test engine-test all-engines-test check bench bench-gguf clean
+.PHONY: demo test slow-test mergekit-test engine-test all-engines-test browser-test check bench bench-gguf clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e .[peft] \
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e .[peft,report] \
 		bitsandbytes compressed-tensors hypothesis pyright pytest pytest-timeout pytest-xdist ruff safetensors \
 		scipy
 	touch $@
@@ -35,7 +35,7 @@ demo: $(VENV)/installed
 	$(BIN)/python scripts/demo.py
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -q -n 2 -m "not slow and not mergekit and not engine"
+	$(BIN)/python -m pytest -q -n 2 -m "not slow and not mergekit and not engine and not browser"
 
 slow-test: $(VENV)/installed
 	$(BIN)/python -m pytest -q -n 2 -m slow
@@ -52,6 +52,17 @@ all-engines-test: $(ENGINES)/installed
 		XDG_CACHE_HOME=$(abspath $(ENGINES)) $(BIN)/remerge engines install $$engine || exit 1; \
 	done
 	$(BIN)/python -m pytest -q -n 2 --dist loadgroup -m engine
+
+# Playwright drives the Chromium that is there, or Debian's; its own download is not needed.
+$(VENV)/browser: $(VENV)/installed
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt \
+		playwright axe-playwright-python pypdf
+	command -v chromium chromium-browser google-chrome > /dev/null || { \
+		apt-get -q update && apt-get -q install -y --no-install-recommends chromium; }
+	touch $@
+
+browser-test: $(VENV)/browser
+	$(BIN)/python -m pytest -q -m browser
 
 check: $(VENV)/installed
 	$(BIN)/ruff check .

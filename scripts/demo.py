@@ -1,6 +1,8 @@
-"""The demonstration: merge a real adapter into a real base, verify it, and ask all three models.
+"""The demonstration: merge a real adapter into a real base, verify it, ask all three models, and
+write the report.
 
-Run by `make demo`; takes the inputs from `examples/` and writes to a temporary directory.
+Run by `make demo`; takes the inputs from `examples/` and writes to a temporary directory, but for
+the report, which stays in `build/`.
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ from score import ScoreResult, load, score
 from transformers import AutoTokenizer
 from transformers.utils import logging
 
-EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+ROOT = Path(__file__).resolve().parent.parent
+EXAMPLES = ROOT / "examples"
+REPORT = ROOT / "build" / "demo-report.html"
 LIMIT = 200
 SHOWN = 3
 
@@ -41,7 +45,11 @@ def main() -> None:
             "adapter on base": score(load(base, adapter), tokenizer, questions, LIMIT),
             "merged": score(load(out), tokenizer, questions, LIMIT),
         }
-    show(results)
+        show(results)
+        print()
+        REPORT.parent.mkdir(exist_ok=True)
+        run("compare", relative(base), relative(adapter), str(out), "--eval", relative(questions))
+        run("report", str(out), "-o", relative(REPORT), "--overwrite")
 
 
 def relative(path: Path) -> str:

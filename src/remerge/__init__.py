@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from remerge.api import (
         check,
         combine,
+        compare,
         conflicts,
         export,
         extract,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
         open_merged,
         plan,
         read_recipe,
+        report,
         verify,
     )
 
@@ -54,6 +56,7 @@ __all__ = [
     "__version__",
     "check",
     "combine",
+    "compare",
     "conflicts",
     "export",
     "extract",
@@ -63,6 +66,7 @@ __all__ = [
     "open_merged",
     "plan",
     "read_recipe",
+    "report",
     "verify",
 ]
 
@@ -72,6 +76,7 @@ def __getattr__(name: str) -> Any:
     if name in (
         "check",
         "combine",
+        "compare",
         "conflicts",
         "export",
         "extract",
@@ -81,6 +86,7 @@ def __getattr__(name: str) -> Any:
         "open_merged",
         "plan",
         "read_recipe",
+        "report",
         "verify",
     ):
         from remerge import api

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
@@ -13,10 +13,10 @@ import torch
 from remerge.artefacts.conflicting import Conflicts, find_conflicts
 from remerge.artefacts.digests import file_digest
 from remerge.artefacts.extraction_manifest import ExtractionOptions
-from remerge.artefacts.making import MergeResult, Report, make
+from remerge.artefacts.making import Judge, MergeResult, Report, make
 from remerge.engines.calling import Note
 from remerge.engines.forms import OPTIONS, Asked, read_form
-from remerge.errors import UsageError
+from remerge.errors import NotReproduced, UsageError
 from remerge.merging.budget import DEFAULT, SMALLEST, Resources
 from remerge.merging.extraction import LARGEST_RANK
 from remerge.merging.merged import MergedCheckpoint
@@ -34,9 +34,13 @@ if TYPE_CHECKING:
     from remerge.artefacts.making_adapter import AdapterResult
     from remerge.artefacts.making_by_engine import EngineResult
     from remerge.validation.check import CheckReport
+    from remerge.validation.compare import CompareReport
     from remerge.validation.formats import FormatTable
+    from remerge.validation.report.writing import Written
 
 Source = str | Path
+# Told of the comparison that decides whether an output is published.
+Judged = Callable[["CompareReport"], None]
 
 
 def _silent(done: int, total: int, tensor: str) -> None:
@@ -44,6 +48,10 @@ def _silent(done: int, total: int, tensor: str) -> None:
 
 
 def _unheard(text: str) -> None:
+    pass
+
+
+def _unjudged(report: CompareReport) -> None:
     pass
 
 
@@ -165,6 +173,8 @@ def merge(
     device: str = "cpu",
     threads: int | None = None,
     report: Report = _silent,
+    gate: Mapping[str, Any] | None = None,
+    judged: Judged = _unjudged,
     **options: Unpack[PlanOptions],
 ) -> MergeResult:
     """Merge one adapter or several into one base and write the checkpoint to ``output``.
@@ -172,7 +182,9 @@ def merge(
     ``output`` is complete or as it was: it never holds half a merge. ``device``, ``threads`` and
     ``max_memory`` change no byte of it. ``report`` is told bytes done, bytes in all and the tensor
     at hand, from any thread. ``retention`` says on how much of the tensors is measured what the
-    output keeps of the delta.
+    output keeps of the delta. With a ``gate`` (as of `compare`, where an empty one has its
+    defaults) it is compared with the adapters on the base before it is published, which it is only
+    if it passes; ``judged`` is told either way. Raises `NotReproduced` where it does not.
     """
     started = time.time()
     if retention not in ("sample", "full"):
@@ -191,7 +203,54 @@ def merge(
         overwrite=overwrite,
         retention=retention,
         report=report,
+        judge=_judge(planned, base, _several(adapters), output, gate, judged, device, threads, {}),
     )
+
+
+def _judge(
+    planned: _Planned,
+    base: Source | None,
+    named: Sequence[Source],
+    output: Source,
+    gate: Mapping[str, Any] | None,
+    judged: Judged,
+    device: str,
+    threads: int | None,
+    pythons: Mapping[str, str],
+) -> Judge | None:
+    """What is to look at an output before it is published; None without a gate."""
+    if gate is None:
+        return None
+    original = planned.inputs.original
+    source = planned.inputs.base.path if base is None or original else base
+
+    def judge(place: Path) -> None:
+        # It always imports transformers, which takes seconds; most merges can do without.
+        from remerge.validation import comparison_asked
+
+        asked = comparison_asked.Asked(
+            base=source,
+            adapters=named,
+            output=place,
+            known_as=Path(output).name,
+            gate=gate,
+            device=device,
+            threads=threads,
+            pythons=pythons,
+        )
+        found = comparison_asked.run(asked, _silent)
+        judged(found)
+        failed = [one for one in found.figures.gates if not one.passed]
+        if failed:
+            first = failed[0]
+            raise NotReproduced(
+                f"The gate failed: {first.name} is {first.measured}, and {first.limit} is asked "
+                f"({len(failed)} of {len(found.figures.gates)} do not hold).",
+                why="The merged model does not do what the adapter on its base does.",
+                hint="Merge without --gate, and see where it hurts: remerge compare --bisect.",
+            )
+
+    return judge
 
 
 def _make(
@@ -204,6 +263,7 @@ def _make(
     overwrite: bool,
     retention: Literal["sample", "full"],
     report: Report,
+    judge: Judge | None = None,
 ) -> MergeResult:
     made = planned.plan
     return make(
@@ -216,6 +276,7 @@ def _make(
         overwrite=overwrite,
         retention=retention,
         report=report,
+        judge=judge,
     )
 
 
@@ -267,6 +328,8 @@ def export(
     engine_python: Mapping[str, str] | None = None,
     report: Report = _silent,
     note: Note = _unheard,
+    gate: Mapping[str, Any] | None = None,
+    judged: Judged = _unjudged,
     **options: Unpack[PlanOptions],
 ) -> EngineResult | MergeResult:
     """Write a checkpoint, or base and adapters, in the form ``to`` says, in one pass.
@@ -276,7 +339,7 @@ def export(
     its environment (``remerge engines install llama.cpp``), or by the interpreter that
     ``engine_python`` names for it; anything else is a checkpoint again. ``prove`` has the engine
     write twice, and records whether both are the same. ``note`` is told what is
-    worth knowing before it ends, such as a forecast.
+    worth knowing before it ends, such as a forecast. ``gate`` and ``judged`` are those of `merge`.
     """
     started = time.time()
     named = [adapters] if isinstance(adapters, str | Path) else list(adapters)
@@ -285,6 +348,8 @@ def export(
     planned = _planned(source, named, options)
     if planned.plan.recipe.format == "adapter":
         raise UsageError("An adapter comes of several.", hint="Call remerge.combine.")
+    own = engine_python or {}
+    judge = _judge(planned, source, named, output, gate, judged, "cpu", threads, own)
     if planned.asked is None:
         if prove:
             raise UsageError("prove is for what engines write; verify derives a checkpoint again.")
@@ -297,6 +362,7 @@ def export(
             overwrite=overwrite,
             retention="sample",
             report=report,
+            judge=judge,
         )
     # It needs engines, and most merges none.
     from remerge.artefacts.making_by_engine import make_by_engine
@@ -307,12 +373,13 @@ def export(
         planned.asked,
         Path(output),
         threads=threads,
-        pythons=engine_python or {},
+        pythons=own,
         started=started,
         overwrite=overwrite,
         prove=prove,
         report=report,
         note=note,
+        judge=judge,
     )
 
 
@@ -387,6 +454,76 @@ def check(
     )
 
 
+def compare(
+    base: Source | None,
+    adapters: Source | Sequence[Source],
+    output: Source,
+    *,
+    gate: Mapping[str, Any] | None = None,
+    bisect: bool = False,
+    engine: str | None = None,
+    form: str | None = None,
+    dtype: str = "float32",
+    device: str = "cpu",
+    max_tokens: int = 512,
+    answer_tokens: int | None = None,
+    chat: bool = True,
+    endpoint: Sequence[str] = (),
+    lm_eval: Sequence[str] = (),
+    lm_eval_include: Path | None = None,
+    recipe_options: Mapping[str, Any] | None = None,
+    record: bool = True,
+    remember: bool = True,
+    engine_python: Mapping[str, str] | None = None,
+    threads: int | None = None,
+    report: Report = _silent,
+) -> CompareReport:
+    """Compare ``output`` with the adapters on their base, which PEFT runs, and judge
+    (docs/compare.md).
+
+    ``gate`` says what is asked (``evaluations``: ``[NAME=]FILE`` each, ``scorer``, ``text``,
+    ``prompts``, ``limit``) and allowed (``max_drop``, ``max_kl``, ``min_agreement``). Without
+    ``base`` and ``adapters`` the manifest's are taken; ``recipe_options`` say how they were merged
+    where there is no manifest. The result is written beside ``output`` unless ``record`` is false,
+    and what models answer is remembered unless ``remember`` is. ``passed`` of the report is the
+    verdict.
+    """
+    # It always imports transformers, which takes seconds; most commands can do without.
+    from remerge.validation import comparison_asked
+
+    own = dict(engine_python or {})
+
+    def make(source: Path, paths: Sequence[Path], how: Mapping[str, Any], place: Path) -> Path:
+        made = export(source, place, adapters=paths, threads=threads, engine_python=own, **how)
+        return made.output
+
+    named = [adapters] if isinstance(adapters, str | Path) else list(adapters)
+    asked = comparison_asked.Asked(
+        base=base,
+        adapters=named,
+        output=Path(output),
+        gate=dict(gate or {}),
+        bisect=bisect,
+        engine=engine,
+        form=form,
+        dtype=dtype,
+        device=str(_device(device)),
+        max_tokens=max_tokens,
+        answer_tokens=answer_tokens,
+        chat=chat,
+        endpoints=tuple(endpoint),
+        lm_eval=tuple(lm_eval),
+        lm_eval_include=lm_eval_include,
+        recipe_options=dict(recipe_options or {}),
+        record=record,
+        remember=remember,
+        pythons=own,
+        threads=threads,
+        make=make,
+    )
+    return comparison_asked.run(asked, report)
+
+
 def formats(
     base: Source,
     adapters: Source | Sequence[Source],
@@ -433,6 +570,29 @@ def formats(
         threads=threads,
         max_memory=DEFAULT,
         report=report,
+    )
+
+
+def report(
+    output: Source,
+    path: Source | None = None,
+    formats: Sequence[Source] = (),
+    *,
+    overwrite: bool = False,
+) -> Written:
+    """One page of HTML on ``output``: origin, weights, scores, formats and cost (docs/report.md).
+
+    It is written to ``path``, by default ``OUT-report.html`` beside the output; a file there that
+    is no report is only replaced with ``overwrite``. ``formats`` are files of ``remerge formats
+    --json``. Needs the extra ``remerge[report]``.
+    """
+    from remerge.validation.report.writing import write_report
+
+    return write_report(
+        Path(output),
+        None if path is None else Path(path),
+        [Path(file) for file in formats],
+        overwrite=overwrite,
     )
 
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import remerge
-from remerge.artefacts.manifest import Manifest
+from remerge.artefacts.manifest import Manifest, read_manifest
 from remerge.merging import budget
 from remerge.merging.retention import Sums
 from tests import tiny
@@ -63,9 +63,11 @@ def test_full_equals_float64(tmp_path: Path, dtype: torch.dtype, scale: float):
         dd, kd, nn = change.square().sum(), (kept * change).sum(), (kept - change).square().sum()
         sums += torch.stack([dd, kd, nn])
         assert record.elements == change.numel()
+        assert record.delta == pytest.approx(float(dd.sqrt()), rel=1e-5)
         assert record.kept == pytest.approx(float(kd / dd), rel=1e-5)
         assert record.noise == pytest.approx(float((nn / dd).sqrt()), rel=1e-5)
         assert record.unchanged == pytest.approx(float((kept == 0).double().mean()), rel=1e-5)
+    assert report.overall.delta == pytest.approx(float(sums[0].sqrt()), rel=1e-5)
     assert report.overall.kept == pytest.approx(float(sums[1] / sums[0]), rel=1e-5)
     assert report.overall.noise == pytest.approx(float((sums[2] / sums[0]).sqrt()), rel=1e-5)
 
@@ -78,6 +80,10 @@ def test_a_sample_is_near_the_whole(weak: Path):
     assert sampled.retention.overall.elements < whole.retention.overall.elements
     assert sampled.retention.overall.kept == pytest.approx(whole.retention.overall.kept, rel=0.02)
     assert sampled.merge_key == whole.merge_key
+    # The norm is that of the whole delta, not of what was looked at of it.
+    assert sampled.retention.overall.delta == pytest.approx(whole.retention.overall.delta, rel=0.05)
+    for name, record in whole.retention.tensors.items():
+        assert sampled.retention.tensors[name].delta == pytest.approx(record.delta, rel=0.15)
 
 
 @pytest.mark.parametrize("mode", ["sample", "full"])
@@ -140,6 +146,21 @@ def test_a_delta_of_zero_has_no_figures(tmp_path: Path):
     ).manifest.retention
     assert report is not None
     assert report.overall.kept is None and report.overall.unchanged == 1.0
+    assert report.overall.delta == 0.0
+
+
+def test_manifests_without_the_norm_are_read(tmp_path: Path):
+    tiny.write_base(tmp_path / "base")
+    tiny.write_adapter(tmp_path / "adapter")
+    remerge.merge(tmp_path / "base", tmp_path / "adapter", tmp_path / "out")
+    file = tmp_path / "out" / "remerge.json"
+    document = json.loads(file.read_text())
+    records = [document["retention"]["overall"], *document["retention"]["tensors"].values()]
+    assert all(record.pop("delta") > 0 for record in records)
+    file.write_text(json.dumps(document))
+    found = read_manifest(tmp_path / "out").retention
+    assert found is not None and found.overall.delta is None and found.overall.kept is not None
+    remerge.verify(tmp_path / "out")
 
 
 def test_a_tensor_that_is_replaced_has_figures_too(tmp_path: Path):

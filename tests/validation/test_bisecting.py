@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import shlex
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ import pytest
 import torch
 
 import remerge
-from remerge.validation.compare import Asking, CompareReport, Settings, compare
+from remerge.validation.compare import CompareReport, compare
+from remerge.validation.comparison_run import Asking, Settings
 from remerge.validation.gate import Thresholds
 from remerge.validation.sides import Running
 from tests.engines import llama_models
@@ -38,8 +39,8 @@ def llama_cpp(test: Any) -> Any:
 def bisected(
     output: Path, base: Path = BASE, adapter: Path = ADAPTER, **thresholds: float
 ) -> CompareReport:
-    def make(options: Mapping[str, Any], place: Path) -> Path:
-        result = remerge.export(base, place, adapters=adapter, engine_python=PYTHONS, **options)
+    def make(source: Path, paths: Sequence[Path], how: Mapping[str, Any], place: Path) -> Path:
+        result = remerge.export(source, place, adapters=paths, engine_python=PYTHONS, **how)
         return result.output
 
     settings = Settings(
@@ -90,12 +91,9 @@ def test_a_layer_whose_delta_was_dropped(merged: Path, tmp_path: Path):
     assert set(found.suspects[0].tensors) == set(report.wrong)
     assert found.proposal is not None and found.proposal.startswith("Merge again")
     assert found.proven
-    # The command is one: the file that it makes is the merge.
     assert found.command is not None
     words = shlex.split(found.command)
-    options = dict(zip(words[7::2], words[8::2], strict=True))
-    assert words[:3] == ["remerge", "merge", str(BASE)]
-    assert options == {"--dtype": "bfloat16"}
+    assert words == "remerge merge base sort -o out --overwrite --dtype bfloat16".split()
 
 
 @pytest.mark.parametrize(
@@ -164,6 +162,7 @@ def test_a_coarse_format_is_made_finer(tmp_path: Path):
     assert found.command is not None
     words = shlex.split(found.command)
     words[words.index("-o") + 1] = str(tmp_path / "again")
+    words[2:4] = [str(BASE), str(ADAPTER)]
     from click.testing import CliRunner
 
     from remerge.cli import group

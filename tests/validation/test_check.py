@@ -156,6 +156,7 @@ def test_what_is_refused_before_any_work(out: Path, tmp_path: Path):
 def comparison(kl: float, **others: float) -> Comparison:
     found = {
         "positions": 600,
+        "distinct": 600,
         "vocabulary": 512,
         "likeliest": None,
         "mean_difference": (kl / 2) ** 0.5,

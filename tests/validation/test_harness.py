@@ -284,7 +284,7 @@ def evaluate(tasks: Path | None, *names: str, **side: str) -> dict[str, Any]:
 
 @engine
 def test_a_task_that_there_is_not(tasks: Path):
-    with pytest.raises(UsageError, match=r"no task 'sort_chosn'.*sort_chosen.*--include-path"):
+    with pytest.raises(UsageError, match=r"no task 'sort_chosn'.*sort_chosen.*--lm-eval-include"):
         evaluate(tasks, "sort_chosn")
 
 

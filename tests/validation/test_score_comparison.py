@@ -189,6 +189,12 @@ def test_no_change_has_no_share():
     assert math.isnan(adapter_share(base, base, base).value)
 
 
+def test_prompts_that_begin_alike_are_the_same_until_they_part():
+    prompts = ((1, 2, 3), (1, 2, 4, 3), (2, 1), (1, 2, 3))
+    prefixes = {prompt[:end] for prompt in prompts for end in range(1, len(prompt) + 1)}
+    assert asked(*prompts).distinct == len(prefixes) == 7
+
+
 def test_what_a_server_tells():
     row = np.log(np.array([0.5, 0.25, 0.25]))
     told = {0: math.log(0.5), 1: math.log(0.5)}

@@ -54,6 +54,8 @@ from remerge.version import __version__
 
 _BLOCK = 2**24
 
+# Looks at an output that is complete and not yet to be seen; what it raises, nothing is published.
+Judge = Callable[[Path], None]
 # Told, from any thread: bytes done, bytes in all, the tensor at hand.
 Report = Callable[[int, int, str], None]
 
@@ -83,8 +85,10 @@ def make(
     overwrite: bool = False,
     retention: Mode = "sample",
     report: Report = lambda done, total, tensor: None,
+    judge: Judge | None = None,
 ) -> MergeResult:
-    """Write the merge to ``out``, or leave ``out`` as it was.
+    """Write the merge to ``out``, or leave ``out`` as it was. What ``judge`` refuses is not
+    published; it is asked too of what was there before.
 
     ``started`` is when the command began (`time.time`): planning is part of the seconds told.
 
@@ -96,6 +100,8 @@ def make(
     done = _already_there(plan, out)
     if done is not None:
         sweep(out)
+        if judge is not None:
+            judge(out)
         return MergeResult(out, done, time.time() - started, 0, 0, peak_memory(), (), True)
     check_free(out, overwrite=overwrite)
     check_space(out, plan.bytes_to_write)
@@ -128,6 +134,8 @@ def make(
         seconds = time.time() - started
         _write_provenance(place, started, seconds, resources, device)
         write_durably(place.work / MANIFEST, to_bytes(manifest))
+        if judge is not None:
+            judge(place.work)
         publish(place)
     remember(plan, manifest.base, manifest.adapters)
     written = sum(record.size for record in records)

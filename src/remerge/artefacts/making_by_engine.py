@@ -29,9 +29,10 @@ from remerge.artefacts.engine_manifest import (
     is_engine_made,
     read_engine_manifest,
 )
-from remerge.artefacts.making import Report, make, remember, write_side_file
+from remerge.artefacts.making import Judge, Report, make, remember, write_side_file
 from remerge.artefacts.manifest import MANIFEST, PROVENANCE, FileRecord, read_manifest, to_bytes
 from remerge.artefacts.recording import adapter_records, file_record, input_name, input_record
+from remerge.artefacts.test_result import tests_of
 from remerge.engines.calling import Note, call
 from remerge.engines.environments import python_of
 from remerge.engines.forms import Asked
@@ -49,7 +50,14 @@ from remerge.outputs.directory import (
     write_durably,
 )
 from remerge.outputs.planning import Inputs, make_plan
-from remerge.outputs.single_file import FILE, check_file, file_workplace, finish_file, publish_file
+from remerge.outputs.single_file import (
+    FILE,
+    check_file,
+    file_workplace,
+    finish_file,
+    named,
+    publish_file,
+)
 from remerge.outputs.spellings import both_spellings
 from remerge.sources.storage import sync_file
 from remerge.version import ALGORITHM, __version__
@@ -181,6 +189,7 @@ def make_by_engine(
     prove: bool = False,
     report: Report = lambda done, total, tensor: None,
     note: Note = _unheard,
+    judge: Judge | None = None,
 ) -> EngineResult:
     """Write the planned merge to ``out`` in the form that was asked for, or leave ``out`` as it
     was. A name with the form's suffix is that of the one file; any other is a directory's.
@@ -189,7 +198,7 @@ def make_by_engine(
     missing, `Unsupported` for a model or tokenizer that the engine does not know, `NotReproduced`
     where the engine computes something else than the merge. With ``prove`` it is written twice, and
     the manifest says whether both are the same. ``note`` hears what the user should
-    know before it ends.
+    know before it ends. What ``judge`` refuses is not published.
     """
     form = asked.form
     single = form.suffix is not None and out.suffix == form.suffix
@@ -203,6 +212,8 @@ def make_by_engine(
     done = _already_there(out, key)
     if done is not None:
         sweep(out)
+        if judge is not None:
+            judge(out)
         return EngineResult(out, done, time.time() - started, 0, peak_memory(), True)
     if single:
         check_file(out, overwrite=overwrite)
@@ -222,7 +233,17 @@ def make_by_engine(
         proof = _proof(work, place.work, records) if prove else None
         manifest = _manifest(work, read, records, told, proof)
         write_durably(place.work / MANIFEST, to_bytes(manifest))
+        results: dict[str, bytes] = {}
+        if judge is not None and not single:
+            judge(place.work)
+        elif judge is not None:
+            with named(place) as file:
+                judge(file)
+                results = {p.name: p.read_bytes() for p in tests_of(file).glob("*.json")}
         (publish_file if single else publish)(place)
+        for name, content in results.items():
+            tests_of(out).mkdir(exist_ok=True)
+            write_durably(tests_of(out) / name, content)
     remember(plan, manifest.base, manifest.adapters)
     for option, path in asked.files.items():
         record = manifest.files[option]

@@ -46,11 +46,13 @@ class InputRecord(BaseModel):
 
 
 class RetentionRecord(BaseModel):
-    """How much of a delta the output kept (`remerge.merging.retention`)."""
+    """How much of a delta the output kept (`remerge.merging.retention`); older manifests have no
+    norm of the ``delta``."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     elements: int
+    delta: float | None = None
     kept: float | None
     noise: float | None
     unchanged: float

@@ -283,10 +283,14 @@ def write_test_result(output: Path, document: dict[str, Any]) -> Path:
 
 def read_test_results(output: Path) -> list[Figures]:
     """All results of an output, oldest first; raises `BadInput` for a file that is none."""
+    return [one.predicate.figures for one in read_statements(output)]
+
+
+def read_statements(output: Path) -> list[Statement]:
+    """The same with the digests of what was judged, and by what."""
     place = tests_of(output)
     found = [
         parsed(path, path.read_bytes().replace(b'"_type"', b'"type"', 1), Statement)
         for path in sorted(place.glob("*.json"))
     ]
-    figures = [one.predicate.figures for one in found]
-    return sorted(figures, key=lambda one: one.started)
+    return sorted(found, key=lambda one: one.predicate.figures.started)

@@ -29,7 +29,9 @@ _COMMANDS = (
     "inspect",
     "verify",
     "check",
+    "compare",
     "formats",
+    "report",
     "engines",
     "doctor",
 )

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
-from click.core import ParameterSource
 
 from remerge.cli.forms import (
     TO,
@@ -16,6 +15,7 @@ from remerge.cli.forms import (
     refuse_prove,
     write_by_engine,
 )
+from remerge.cli.gate_options import gate_options, is_given, take_gate
 from remerge.cli.methods import MethodCommand, given_parameters, method_options, numbers
 from remerge.cli.options import (
     device,
@@ -30,6 +30,7 @@ from remerge.cli.output import print_json, print_notes, progress
 
 if TYPE_CHECKING:
     from remerge.merging.recipes.grammar import RecipeFile
+    from remerge.validation.compare import CompareReport
 
 
 @click.command(
@@ -127,6 +128,13 @@ if TYPE_CHECKING:
     metavar="auto|base|ADAPTER",
     help="Whose tokenizer files to carry; auto takes the adapter's where it brings one.",
 )
+@click.option(
+    "--gate",
+    is_flag=True,
+    help="Compare with the adapters on BASE first, and write OUT only if it passes; the next "
+    "options say on what (docs/compare.md).",
+)
+@gate_options
 @click.option("--copy-code", is_flag=True, help="Also carry the base's .py files.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing OUT, atomically.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
@@ -145,6 +153,7 @@ def command(
     retention: Literal["sample", "full"],
     overwrite: bool,
     dry_run: bool,
+    gate: bool,
     device: str,
     threads: int | None,
     max_memory: str,
@@ -170,7 +179,11 @@ def command(
         )
     if recipe is None:
         _check_output(output, dry_run)
+    asks = take_gate(options, None)
     asked = _asked(inputs, output, recipe, options)
+    judging = None
+    if gate or asks or asked.gate is not None:
+        judging = {**(asked.gate or {}), **asks}
     _check_output(asked.output, dry_run)
     resources: dict[str, Any] = {"max_memory": max_memory, "progress": not (quiet or as_json)}
     import remerge
@@ -178,8 +191,11 @@ def command(
     from remerge.sources.references import labels_of
 
     labels = labels_of(asked.adapters)
+    told = _judged(as_json=as_json, quiet=quiet)
     if asked.options.get("to") == "adapter":
-        if _is_given("retention"):
+        if judging is not None:
+            raise click.UsageError("--gate judges a model, and this writes an adapter.")
+        if is_given("retention"):
             raise click.UsageError("--retention measures a checkpoint; leave it out.")
         _to_adapter(
             asked,
@@ -194,11 +210,12 @@ def command(
     own = pythons(engine_python)
     refuse_prove(asked.options, prove=prove)
     if is_engine_made(asked.options):
-        given = {name for name in click.get_current_context().params if _is_given(name)}
+        given = {name for name in click.get_current_context().params if is_given(name)}
         refuse_checkpoints_own(asked.options["to"], given)
         if not dry_run:
             assert asked.output is not None
-            running = {"overwrite": overwrite, "prove": prove, "threads": threads}
+            running: dict[str, Any] = {"overwrite": overwrite, "prove": prove, "threads": threads}
+            running |= {"gate": judging, "judged": told}
             options = {**asked.options, **running}
             write_by_engine(
                 asked.base,
@@ -230,6 +247,8 @@ def command(
             device=device,
             threads=threads,
             report=report,
+            gate=judging,
+            judged=told,
             **asked.options,
             **resources,
         )
@@ -238,6 +257,19 @@ def command(
     elif not quiet:
         print_notes(asked.notes)
         print_merged(result, labels, verbose=verbose)
+
+
+def _judged(*, as_json: bool, quiet: bool) -> Callable[[CompareReport], None]:
+    """Shows the gates of an output that is about to be published, or not."""
+
+    def told(report: CompareReport) -> None:
+        if not (as_json or quiet):
+            from remerge.cli.compare_report import print_gates
+
+            print_notes(report.figures.notes)
+            print_gates(report.figures)
+
+    return told
 
 
 def _to_adapter(
@@ -292,14 +324,9 @@ def _asked(
     from remerge.merging.recipes.grammar import RecipeFile
 
     parameters = given_parameters(options)
-    given = {name: value for name, value in options.items() if _is_given(name)}
+    given = {name: value for name, value in options.items() if is_given(name)}
     if given.get("simulate") == "none":
         given["simulate"] = None
     base, adapters = (inputs[0], inputs[1:]) if len(inputs) > 1 else (None, inputs)
     written = RecipeFile() if recipe is None else remerge.read_recipe(recipe)
     return written.overridden(base, adapters, output, **given, parameters=parameters)
-
-
-def _is_given(option: str) -> bool:
-    source = click.get_current_context().get_parameter_source(option)
-    return source is not ParameterSource.DEFAULT

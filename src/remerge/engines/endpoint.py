@@ -303,7 +303,8 @@ async def _served(client: Client) -> Served:
             raise UsageError(
                 f"The server at {api} does not list its models ({refused.status}).",
                 why="It may lie at another address, or not have this part of the API.",
-                hint="Give the API's base, such as http://localhost:8000/v1, or name the model.",
+                hint="Give the API's base, such as http://localhost:8000/v1, or name the model: "
+                "--endpoint SIDE=MODEL@URL.",
             ) from refused
         raise client.error(refused, "to list its models") from refused
     entries = _entries(found)
@@ -311,7 +312,8 @@ async def _served(client: Client) -> Served:
     if chosen is None and len(names) != 1:
         raise UsageError(
             f"The server at {api} lists {len(names)} models.",
-            hint=f"Name one of them: {_listed(names)}." if names else "Name the one to ask.",
+            hint="Name the one to ask: --endpoint SIDE=MODEL@URL."
+            + (f" There are {_listed(names)}." if names else ""),
         )
     owner = next((entry.get("owned_by") for entry in entries), None)
     return Served(

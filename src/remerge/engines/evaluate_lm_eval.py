@@ -119,7 +119,7 @@ def _matching(names: Sequence[str], tasks: Any, *, is_last: bool) -> list[str] |
             raise UsageError(
                 f"lm-eval has no task {name!r}.",
                 why=f"There are {', '.join(near)}." if near else None,
-                hint="Name the directory of a task of your own with --include-path.",
+                hint="Name the directory of a task of your own with --lm-eval-include.",
             )
         wanted += [one for one in found if one not in wanted]
     return wanted

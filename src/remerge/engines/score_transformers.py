@@ -11,11 +11,16 @@ hand tells what to expect of an artefact.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+# OpenMP reads it when torch is loaded. Threads that spin while they wait for each other take five
+# times as long where another process wants the processor, and gain nothing where none does.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 

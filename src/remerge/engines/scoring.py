@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,6 +128,17 @@ class Questions:
         return sum(map(len, self.prompts))
 
     @property
+    def distinct(self) -> int:
+        """How many positions are not another's over again: prompts that begin alike are the same
+        until they part."""
+        steps: dict[tuple[int, int], int] = {}
+        for prompt in self.prompts:
+            place = 0
+            for token in prompt:
+                place = steps.setdefault((place, token), len(steps) + 1)
+        return len(steps)
+
+    @property
     def followed(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Rows whose next token the prompt itself holds, and these tokens."""
         rows: list[int] = []
@@ -180,11 +193,34 @@ def write_likeliest(
 
 
 def _save(path: Path, **arrays: npt.NDArray[Any]) -> None:
-    """A file that is whole or not there: who is killed here goes on here."""
-    temporary = path.with_name(f".{path.name}.part")
+    """A file that is whole or not there, whoever else writes the same one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     with temporary.open("wb") as stream:
         np.savez(stream, **arrays)  # pyright: ignore[reportArgumentType]
     temporary.rename(path)
+
+
+def rows_are_whole(path: Path, item: Item) -> bool:
+    """Whether the rows of an item are there, every byte as it was written (numpy's files hold
+    checksums of their contents)."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            whole = archive.testzip() is None
+        return whole and _shape(path)[0] == len(item.ids)
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return False
+
+
+def _shape(path: Path) -> tuple[int, int]:
+    """Rows and columns of a file of rows, by its header alone."""
+    with zipfile.ZipFile(path) as archive, archive.open("values.npy") as stream:
+        version = np.lib.format.read_magic(stream)
+        read = np.lib.format.read_array_header_1_0
+        if version != (1, 0):
+            read = np.lib.format.read_array_header_2_0
+        shape, _, _ = read(stream)
+    rows, columns = shape
+    return int(rows), int(columns)
 
 
 def followed(logits: npt.ArrayLike, ids: Sequence[int]) -> tuple[float, ...]:
@@ -207,22 +243,22 @@ class Scores:
     @staticmethod
     def read(paths: Sequence[Path], whole: Path) -> Scores:
         """The rows of several items, one after the other, put together in the file ``whole``."""
-        files = [np.load(path) for path in paths]
-        shapes = [file["values"].shape for file in files]
+        shapes = [_shape(path) for path in paths]
         # Where an engine told of some rows more than of others, all have what each has.
         width = min(shape[1] for shape in shapes)
         shape = (sum(shape[0] for shape in shapes), width)
         values = np.lib.format.open_memmap(whole, mode="w+", dtype=np.float32, shape=shape)
         beside: dict[str, list[Any]] = {"ids": [], "followed": [], "shift": []}
         first = 0
-        for file in files:
-            block = file["values"][:, :width]
-            values[first : first + len(block)] = block
-            first += len(block)
-            for name, found in beside.items():
-                if name in file:
-                    found.append(file[name][:, :width] if name == "ids" else file[name])
-            file.close()
+        for path in paths:
+            # One after the other: a system opens no thousand files at once.
+            with np.load(path) as file:
+                block = file["values"][:, :width]
+                values[first : first + len(block)] = block
+                first += len(block)
+                for name, found in beside.items():
+                    if name in file:
+                        found.append(file[name][:, :width] if name == "ids" else file[name])
         values.flush()
         known = {name: np.concatenate(v) for name, v in beside.items() if len(v) == len(paths)}
         return Scores(np.load(whole, mmap_mode="r"), **known)

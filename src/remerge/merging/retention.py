@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from threading import Lock
 from typing import Any, Literal
 
@@ -144,9 +144,11 @@ class Meter:
 @dataclass(frozen=True)
 class Retention:
     """The figures of one tensor, or of all: ``kept`` and ``noise`` relative to the delta, the share
-    ``unchanged`` of the measured elements. ``kept`` and ``noise`` are None for a delta of zero."""
+    ``unchanged`` of the measured elements. ``kept`` and ``noise`` are None for a delta of zero.
+    ``delta`` is the Frobenius norm of the whole delta, estimated where a sample was measured."""
 
     elements: int
+    delta: float
     kept: float | None
     noise: float | None
     unchanged: float
@@ -154,6 +156,7 @@ class Retention:
     def document(self) -> dict[str, Any]:
         return {
             "elements": self.elements,
+            "delta": _rounded(self.delta),
             "kept": _rounded(self.kept),
             "noise": _rounded(self.noise),
             "unchanged": _rounded(self.unchanged),
@@ -166,16 +169,17 @@ def figures(meter: Meter, sizes: Mapping[str, int]) -> tuple[dict[str, Retention
     tensors: dict[str, Retention] = {}
     whole: list[tuple[float, ...]] = []
     measured = 0
-    for name, found in sorted(meter.found.items()):
-        sums = [found[first] for first in sorted(found)]
+    for name, blocks_found in sorted(meter.found.items()):
+        sums = [blocks_found[first] for first in sorted(blocks_found)]
         elements = sum(s.elements for s in sums)
         unchanged = sum(s.unchanged for s in sums)
         delta, kept, noise = (
             math.fsum(values)
             for values in zip(*((s.delta, s.kept, s.noise) for s in sums), strict=True)
         )
-        tensors[name] = _figures(elements, unchanged / max(elements, 1), delta, kept, noise)
         weight = sizes[name] / max(elements, 1)
+        found = _figures(elements, unchanged / max(elements, 1), delta, kept, noise)
+        tensors[name] = replace(found, delta=math.sqrt(weight) * found.delta)
         measured += elements
         whole.append((sizes[name], weight * unchanged, *(weight * x for x in (delta, kept, noise))))
     size, same, delta, kept, noise = (math.fsum(column[at] for column in whole) for at in range(5))
@@ -184,8 +188,9 @@ def figures(meter: Meter, sizes: Mapping[str, int]) -> tuple[dict[str, Retention
 
 def _figures(elements: int, unchanged: float, delta: float, kept: float, noise: float) -> Retention:
     if delta == 0:
-        return Retention(elements, None, None, unchanged)
-    return Retention(elements, kept / delta, math.sqrt(noise / delta), unchanged)
+        return Retention(elements, 0.0, None, None, unchanged)
+    norm = math.sqrt(delta)
+    return Retention(elements, norm, kept / delta, math.sqrt(noise / delta), unchanged)
 
 
 def _rounded(value: float | None) -> float | None:

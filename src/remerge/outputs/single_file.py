@@ -8,6 +8,7 @@ what a kill cut between them.
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,6 +44,17 @@ def file_workplace(out: Path, state: dict[str, Any]) -> Generator[Workplace]:
     finish_file(out)
     with workplace(out, state) as place:
         yield place
+
+
+@contextmanager
+def named(place: Workplace) -> Generator[Path]:
+    """The finished work under the name that it will have, manifest beside it, for whoever is to
+    look at it before it is published."""
+    with tempfile.TemporaryDirectory(prefix=".named-", dir=place.work) as folder:
+        file = Path(folder) / place.out.name
+        file.symlink_to(place.work / FILE)
+        manifest_beside(file).symlink_to(place.work / MANIFEST)
+        yield file
 
 
 def publish_file(place: Workplace) -> None:

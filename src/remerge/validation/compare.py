@@ -6,13 +6,14 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-from remerge.artefacts.making import Report, write_side_file
+from remerge.artefacts.making import Report
+from remerge.artefacts.recording import input_name
 from remerge.artefacts.test_result import (
     Bisection,
     Differing,
@@ -23,45 +24,28 @@ from remerge.artefacts.test_result import (
     statement,
     write_test_result,
 )
-from remerge.engines.scoring import Item, Questions
-from remerge.engines.tokenisation import TEXTS, differences, of_composed, open_tokenizer
-from remerge.merging.budget import DEFAULT, Resources
-from remerge.merging.plan import Plan
-from remerge.sources.documents import as_object, parse_json
-from remerge.validation import judging
-from remerge.validation.asking_sets import Limits, Sets, Task, Texts, judged, make_sets
+from remerge.merging.budget import Resources
 from remerge.validation.bisecting import Case, bisect
-from remerge.validation.compared import Compared, open_compared
-from remerge.validation.gate import Thresholds, logits_gates, of_arithmetic
-from remerge.validation.limits import Gate, limit_of, share_gate, tokenisation_gate
+from remerge.validation.compared import open_compared
+from remerge.validation.comparison_judged import (
+    compare_task,
+    compare_texts,
+    harness_figures,
+    served_gates,
+    tokens_gate,
+)
+from remerge.validation.comparison_run import Asking, Run, Settings, open_run
+from remerge.validation.gate import harness_gates
+from remerge.validation.harness import Harness
+from remerge.validation.limits import Gate, limit_of
 from remerge.validation.loaded_weights import Loaded, loaded_weights
-from remerge.validation.memory import check_memory
-from remerge.validation.paired import differing, score_gate, task_result
+from remerge.validation.paired import score_gate
 from remerge.validation.proposing import Proposing, Verdict
-from remerge.validation.remaking import Make
-from remerge.validation.remembered_answers import open_memory
-from remerge.validation.score_comparison import Comparison, adapter_share
-from remerge.validation.score_comparison import compare as compare_scores
-from remerge.validation.sides import Running, Sides, by_method, scorer_of
-from remerge.validation.tasks import Evaluation
+from remerge.validation.sides import by_method
 from remerge.validation.weights import compare_weights
 
 # Of differing answers so many are kept.
 _SHOWN = 200
-
-
-@dataclass(frozen=True)
-class Asking:
-    """What the models are asked (docs/compare.md)."""
-
-    evaluations: tuple[Evaluation, ...] = ()
-    scorer: judging.Scorer | None = None
-    text: Path | None = None
-    prompts: Path | None = None
-    limit: int | None = None
-    tokens: int = 512
-    answer_tokens: int | None = None
-    as_chat: bool = True
 
 
 @dataclass(frozen=True)
@@ -79,25 +63,6 @@ class CompareReport:
         return self.figures.verdict == "passed"
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How a comparison is run; ``form`` names the format whose limits hold, ``record`` says whether
-    the result is written beside the artefact, ``remember`` whether answers are kept. ``bisect``
-    finds what a failed gate comes from; changes are proven by what ``make`` makes."""
-
-    running: Running
-    thresholds: Thresholds = field(default_factory=Thresholds)
-    engine: str | None = None
-    form: str | None = None
-    options: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    record: bool = True
-    remember: bool = True
-    command: str = ""
-    max_memory: int = DEFAULT
-    bisect: bool = False
-    make: Make | None = None
-
-
 def compare(
     base: str | Path | None,
     adapters: Sequence[str | Path],
@@ -112,171 +77,20 @@ def compare(
     compared = open_compared(base, adapters, output, settings.options, settings.max_memory)
     with tempfile.TemporaryDirectory(prefix="remerge-compare-") as folder:
         work = Path(folder)
-        run = _open(compared, asking, settings, work)
+        run = open_run(compared, asking, settings, work)
         loaded = _weights(run, settings, report)
+        run.ask_servers(settings.endpoints, report, as_chat=asking.as_chat)
         run.ask(report)
+        harness = harness_figures(run, settings, report)
 
         def again(place: Path) -> bool:
             plain = replace(settings, form=None, record=False, bisect=False)
             return compare(base, adapters, place, asking, plain, report).passed
 
-        return _reported(run, loaded, settings, started, again, report)
+        return _reported(run, loaded, harness, settings, started, again, report)
 
 
-@dataclass
-class _Run:
-    """One comparison under way. ``reference`` is the side that the artefact is held to; ``own``
-    names the adapter side of each task."""
-
-    compared: Compared
-    sets: Sets
-    sides: Sides
-    tokenizer: Any
-    form: str
-    reference: str
-    own: Mapping[str, str]
-    texts: tuple[str, ...]
-    thresholds: Thresholds
-    notes: list[str]
-
-    def ask(self, report: Report) -> None:
-        """Ask all sides; where PEFT cannot put the adapters on, the merge takes its place."""
-        self.sides.ask(self._wanted(), self.texts, report)
-        for side in [name for name in self.sides.refused if name.startswith("adapter")]:
-            which = side.partition(":")[2]
-            said = self.sides.refused[side].rstrip(".")
-            self.notes.append(
-                f"The merge in float32 stands for the adapter{f' {which}' if which else ''} on its "
-                f"base: {said}."
-            )
-            if side == self.reference:
-                self.reference = "merge"
-            self.own = {
-                name: "merge" if other == side else other for name, other in self.own.items()
-            }
-        if "merge" in (self.reference, *self.own.values()):
-            self.sides.ask({"merge": self._wanted(merge=True)["merge"]}, (), report)
-
-    def wanted_rows(self, *, tasks: bool) -> dict[int, Item]:
-        """The items of all texts, and of all ``tasks`` too."""
-        numbers = [number for texts in self.sets.texts for number in texts.items]
-        for task in self.sets.tasks if tasks else ():
-            numbers += task.items
-        return {number: self.sets.items[number] for number in sorted(set(numbers))}
-
-    def _wanted(self, *, merge: bool = False) -> dict[str, dict[int, Any]]:
-        rows = [number for texts in self.sets.texts for number in texts.items]
-        tasks = {task.questions.name: task.items for task in self.sets.tasks}
-        every = [number for items in tasks.values() for number in items]
-        wanted: dict[str, list[int]] = {"base": [*rows, *every], "artefact": [*rows, *every]}
-        if merge:
-            wanted["merge"] = [*rows, *every]
-        elif self.reference != "merge":
-            wanted[self.reference] = list(rows)
-        for name, side in self.own.items():
-            if side != "merge":
-                wanted[side] = [*wanted.get(side, []), *tasks[name]]
-        if self.sides.noise:
-            wanted["noise"] = rows
-        return {
-            side: {number: self.sets.items[number] for number in sorted(set(numbers))}
-            for side, numbers in wanted.items()
-        }
-
-
-def _open(compared: Compared, asking: Asking, settings: Settings, work: Path) -> _Run:
-    running = settings.running
-    scorer = scorer_of(compared, settings.engine)
-    tokenizer, ends = _tokenizer(compared.plan, work)
-    positions = _positions(compared.plan.config)
-    limits = Limits(
-        asking.limit,
-        asking.tokens,
-        asking.answer_tokens,
-        positions,
-        _vocabulary(compared.plan),
-        asking.as_chat,
-    )
-    sets = make_sets(
-        asking.evaluations, asking.scorer, asking.text, asking.prompts, tokenizer, limits
-    )
-    form = settings.form or compared.artefact.format or "unknown"
-    limit = of_arithmetic(limit_of(form), running.dtype)
-    check_memory(compared.plan, running.dtype, running.device)
-    texts = tuple(dict.fromkeys((*TEXTS, *(t for one in sets.texts for t in one.texts))))
-    scores = work / "scores"
-    scores.mkdir()
-    memory = open_memory(kept=settings.remember)
-    sides = Sides(compared, scorer, running, memory, limit.noise, ends, scores)
-    together = compared.adapter_weights is not None
-    labels = compared.inputs.labels
-    reference = "adapter:" if together else "merge"
-    own = {
-        task.questions.name: f"adapter:{task.questions.name}"
-        if len(labels) > 1 and task.questions.name in labels
-        else reference
-        for task in sets.tasks
-    }
-    notes = [*compared.notes, *compared.plan.notes, *sets.notes]
-    return _Run(
-        compared,
-        sets,
-        sides,
-        tokenizer,
-        form,
-        reference,
-        own,
-        texts,
-        settings.thresholds,
-        notes,
-    )
-
-
-def _tokenizer(plan: Plan, work: Path) -> tuple[Any, list[int]]:
-    """The merge's tokenizer, and the tokens that end an answer: its own, and what the model's
-    configurations name."""
-    directory = work / "tokenizer"
-    directory.mkdir()
-    found: set[int] = set()
-    for side in plan.side_files:
-        if side.name.endswith((".safetensors", ".py", ".index.json")):
-            continue
-        write_side_file(directory, side)
-        if side.name == "generation_config.json":
-            stated = as_object(parse_json((directory / side.name).read_text("utf-8"))) or {}
-            found |= _tokens(stated.get("eos_token_id"))
-    tokenizer = open_tokenizer(directory)
-    text = as_object(plan.config.get("text_config")) or {}
-    for stated in (
-        plan.config.get("eos_token_id"),
-        text.get("eos_token_id"),
-        getattr(tokenizer, "eos_token_id", None),
-    ):
-        found |= _tokens(stated)
-    return tokenizer, sorted(found)
-
-
-def _tokens(stated: object) -> set[int]:
-    listed: list[Any] = list(stated) if isinstance(stated, list) else [stated]  # pyright: ignore[reportUnknownArgumentType]
-    return {token for token in listed if isinstance(token, int) and not isinstance(token, bool)}
-
-
-def _positions(config: Mapping[str, Any]) -> int:
-    text = as_object(config.get("text_config")) or config
-    for key in ("max_position_embeddings", "n_positions", "max_seq_len"):
-        places = text.get(key)
-        if isinstance(places, int) and places > 1:
-            return places
-    return 2**31
-
-
-def _vocabulary(plan: Plan) -> int:
-    text = as_object(plan.config.get("text_config")) or {}
-    size = plan.config.get("vocab_size", text.get("vocab_size"))
-    return size if isinstance(size, int) and size > 0 else 2**17
-
-
-def _weights(run: _Run, settings: Settings, report: Report) -> Loaded:
+def _weights(run: Run, settings: Settings, report: Report) -> Loaded:
     """The stored tensors against the merge, where the artefact holds tensors to read."""
     compared, coarse = run.compared, limit_of(run.form).noise
     if compared.artefact.kind == "gguf":
@@ -293,8 +107,9 @@ def _weights(run: _Run, settings: Settings, report: Report) -> Loaded:
 
 
 def _reported(
-    run: _Run,
+    run: Run,
     loaded: Loaded,
+    harness: Harness | None,
     settings: Settings,
     started: float,
     again: Callable[[Path], bool],
@@ -311,22 +126,28 @@ def _reported(
                 f"{weights.result.unknown[0]}."
             )
     run.notes += told.get("notes", [])
-    gates.append(_cuts(run, told))
     logits: list[LogitsResult] = []
+    if "merged" in run.served:
+        gates += served_gates(run)
+    else:
+        gates.append(tokens_gate(run, told))
     if told.get("loaded_only"):
         gates.append(Gate("scores", f"none: {told['loaded_only']}", "some", False))
-    else:
+    elif "merged" not in run.served:
         for texts in run.sets.texts:
-            result, holds = _compare_texts(run, texts)
+            result, holds = compare_texts(run, texts)
             logits.append(result)
             gates += holds
     tasks: list[TaskResult] = []
     shown: list[Differing] = []
     for task in run.sets.tasks if not told.get("loaded_only") else ():
-        result, apart = _compare_task(run, task)
+        result, apart = compare_task(run, task)
         tasks.append(result)
         shown += apart
         gates.append(score_gate(result, run.thresholds.max_drop))
+    if harness is not None:
+        gates += harness_gates(harness, run.thresholds.max_drop)
+        run.notes += harness.notes
     if len(shown) > _SHOWN:
         run.notes.append(f"Of {len(shown)} differing answers the first {_SHOWN} are kept.")
     passed = all(gate.passed for gate in gates)
@@ -336,6 +157,7 @@ def _reported(
     versions: dict[str, str] = {}
     for said in run.sides.told.values():
         versions |= said.get("versions", {})
+    versions |= {} if harness is None else harness.versions
     weighed = "the adapter on its base, by PEFT"
     if run.reference == "merge":
         weighed = "the merge, rounded once to float32"
@@ -346,7 +168,7 @@ def _reported(
         seconds=round(time.time() - started, 3),
         verdict="passed" if passed else "failed",
         reference=weighed,
-        engine=run.sides.scorer.name,
+        engine="a server" if "merged" in run.served else run.sides.scorer.name,
         format=run.form,
         device=settings.running.device,
         dtype=settings.running.dtype,
@@ -356,6 +178,7 @@ def _reported(
         weights=None if weights is None else weights.result,
         logits=tuple(logits),
         tasks=tuple(tasks),
+        harness=() if harness is None else harness.results,
         differing=tuple(shown[:_SHOWN]),
         bisection=bisection,
         costs=tuple(run.sides.costs),
@@ -370,7 +193,7 @@ def _reported(
 
 
 def _bisection(
-    run: _Run,
+    run: Run,
     loaded: Loaded,
     settings: Settings,
     gates: Sequence[Gate],
@@ -388,16 +211,17 @@ def _bisection(
     def scores(method: str) -> bool:
         side = f"method:{method}"
         run.sides.answers |= by_method(run.sides, method, run.wanted_rows(tasks=True), report)
-        results = [_compare_task(run, task, side)[0] for task in run.sets.tasks]
+        results = [compare_task(run, task, side)[0] for task in run.sets.tasks]
         return all(score_gate(result, run.thresholds.max_drop).passed for result in results)
 
+    paths = [adapter.path for adapter in inputs.adapters]
     proposing = Proposing(
-        make=settings.make,
+        make=None if settings.make is None else partial(settings.make, inputs.base.path, paths),
         again=again,
         scores=scores,
         form=run.form,
-        base=str(inputs.base_reference),
-        adapters=tuple(map(str, inputs.adapter_references)),
+        base=input_name(inputs.base_reference),
+        adapters=tuple(map(input_name, inputs.adapter_references)),
         output=run.compared.artefact.place.name,
         names=loaded.names,
     )
@@ -416,102 +240,20 @@ def _bisection(
     return found
 
 
-def _verdict(run: _Run, side: str, *, tasks: bool) -> Verdict:
+def _verdict(run: Run, side: str, *, tasks: bool) -> Verdict:
     """On a side that was asked all texts, and all ``tasks`` too."""
-    scored = [_compare_texts(run, texts, side) for texts in run.sets.texts]
+    scored = [compare_texts(run, texts, side) for texts in run.sets.texts]
     holds = [gate for _, gates in scored for gate in gates]
     for task in run.sets.tasks if tasks else ():
-        holds.append(score_gate(_compare_task(run, task, side)[0], run.thresholds.max_drop))
+        holds.append(score_gate(compare_task(run, task, side)[0], run.thresholds.max_drop))
     kl = sum(result.kl_mean for result, _ in scored) / len(scored)
     return Verdict(all(gate.passed for gate in holds), kl)
 
 
-def _record(run: _Run, figures: Figures) -> Path | None:
+def _record(run: Run, figures: Figures) -> Path | None:
     document = statement(figures, run.compared.files, run.sets.files)
     try:
         return write_test_result(run.compared.artefact.place, document)
     except OSError:
         # A read-only artefact is compared all the same.
         return None
-
-
-def _cuts(run: _Run, told: Mapping[str, Any]) -> Gate:
-    expected = [list(run.tokenizer(text)["input_ids"]) for text in run.texts]
-    every = differences(expected, told["tokens"])
-    cuts = of_composed(every, run.texts)
-    if len(every) > len(cuts):
-        run.notes.append(
-            "The tokenizer composes Unicode characters (NFC), and the engine takes text as it "
-            "comes: letters with marks of their own are cut otherwise."
-        )
-    run.notes += [f"Cut differently: {cut}" for cut in cuts[:3]]
-    return tokenisation_gate(len(run.texts), len(cuts))
-
-
-def _compare_texts(
-    run: _Run, texts: Texts, side: str = "artefact"
-) -> tuple[LogitsResult, list[Gate]]:
-    items = [run.sets.items[number] for number in texts.items]
-    questions = Questions((), tuple(item.ids for item in items), 0, 0)
-    truth = run.sides.scores(run.reference, items)
-    engine = run.sides.scores(side, items)
-    found = compare_scores(truth, engine, questions)
-    noise: Comparison | None = None
-    if run.sides.noise:
-        noise = compare_scores(truth, run.sides.scores("noise", items), questions)
-    form = of_arithmetic(limit_of(run.form), run.sides.running.dtype)
-    holds = logits_gates(texts.name, found, form, noise, run.thresholds)
-    base = None
-    if "base" not in run.sides.refused:
-        alone = run.sides.scores("base", items)
-        base = compare_scores(truth, alone, questions).perplexity
-        share = share_gate(adapter_share(alone, truth, engine))
-        if share is None:
-            run.notes.append(
-                f"{texts.name}: these texts cannot tell whether the adapter is there: it hardly "
-                "changes what comes next. Give some of its task with --eval."
-            )
-        else:
-            holds.append(
-                Gate(f"{share.name}, {texts.name}", share.measured, share.limit, share.passed)
-            )
-    result = LogitsResult(
-        name=texts.name,
-        prompts=len(items),
-        positions=found.positions,
-        vocabulary=found.vocabulary,
-        likeliest=found.likeliest,
-        differing=found.logits.of,
-        difference_mean=found.logits.mean,
-        difference_max=found.logits.largest,
-        kl_mean=found.kl_mean,
-        kl_max=found.kl_max,
-        noise_kl=None if noise is None else noise.kl_mean,
-        top1=found.top1,
-        top5=found.top5,
-        perplexity_base=base,
-        perplexity_adapter=found.perplexity_reference,
-        perplexity_merged=found.perplexity,
-    )
-    return result, holds
-
-
-def _compare_task(
-    run: _Run, task: Task, side: str = "artefact"
-) -> tuple[TaskResult, tuple[Differing, ...]]:
-    name = task.questions.name
-
-    def of(side: str) -> judging.Answered:
-        answers = {number: run.sides.answers[side, number] for number in task.items}
-        return judged(task, answers, run.tokenizer)
-
-    base = None if "base" in run.sides.refused else of("base")
-    adapter, merged = of(run.own[name]), of(side)
-    result = task_result(
-        name,
-        task.questions.scorer,
-        base=None if base is None else base.scores,
-        adapter=adapter.scores,
-        merged=merged.scores,
-    )
-    return result, differing(task.questions, base=base, adapter=adapter, merged=merged)

@@ -14,13 +14,13 @@ from pydantic import BaseModel, ConfigDict
 from remerge.artefacts.manifest import MANIFEST, PROVENANCE, FileRecord, parsed
 from remerge.artefacts.recording import file_record
 from remerge.artefacts.test_result import TESTS
-from remerge.errors import IntegrityError
+from remerge.errors import IntegrityError, UsageError
 from remerge.merging.plan import Plan
 from remerge.merging.recipe import Recipe, make_recipe
 from remerge.outputs.planning import Inputs, make_plan, open_inputs
 from remerge.validation.artefact import Artefact, find_artefact
 from remerge.validation.limits import Gate
-from remerge.validation.origins import base_digests, check_input
+from remerge.validation.origins import adapters_of, base_digests, check_input, place_of
 
 # Of a recipe, what decides values; the rest says how they are written.
 DECIDES = (
@@ -90,11 +90,22 @@ def open_compared(
     options: Mapping[str, Any],
     max_memory: int,
 ) -> Compared:
-    """Open everything. The recipe is that of the artefact's manifest; without one, what ``options``
-    (of `remerge.plan`) say. Raises what opening raises; a manifest that other bytes lie under
-    raises nothing: a gate fails."""
+    """Open everything; what is not given is what the manifest names.
+
+    The recipe is that of the artefact's manifest; without one, what ``options`` (of `remerge.plan`)
+    say. Raises what opening raises; a manifest that other bytes lie under raises nothing: a gate
+    fails.
+    """
     artefact = find_artefact(output)
     origin = artefact.origin
+    if origin is None and not adapters:
+        raise UsageError(
+            f"It is not known what {output} was made from: it has no manifest.",
+            hint="Name base and adapter: remerge compare BASE ADAPTER OUT.",
+        )
+    if origin is not None and not adapters:
+        base = base or place_of(origin.base, "base")
+        adapters = adapters_of(origin.adapters, ())
     inputs = open_inputs(
         base,
         adapters,

@@ -9,12 +9,16 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from remerge.errors import UsageError
+from remerge.validation.harness import Harness
 from remerge.validation.limits import FormatLimit, Gate, gates
+from remerge.validation.paired import SIGNIFICANT, mcnemar
 from remerge.validation.score_comparison import Comparison
 
 # What arithmetic in 16 bits adds to the errors of weights, and to the divergence: both sides round
 # every activation, in another order.
 _ARITHMETIC = {"float32": (0.0, 0.0), "bfloat16": (0.005, 0.01), "float16": (0.001, 0.002)}
+# Standard errors that a difference of two figures rarely is from zero.
+_ERRORS = 1.96
 
 
 @dataclass(frozen=True)
@@ -70,3 +74,28 @@ def logits_gates(
             "top-1 agreement", f"{found.top1:.1%}", f"{limit:.1%}", found.top1 >= limit
         )
     return [replace(gate, name=f"{gate.name}, {name}") for gate in holds]
+
+
+def harness_gates(found: Harness, max_drop: float) -> list[Gate]:
+    """What lm-eval's figures must meet: as task scores where it judged every document, else by
+    standard errors. Figures of which nobody says that more is better are not judged."""
+    holds: list[Gate] = []
+    for one in found.results:
+        better = found.higher.get((one.task, one.metric))
+        if better is None:
+            continue
+        drop = (one.adapter - one.merged) if better else (one.merged - one.adapter)
+        pair = found.paired.get((one.task, one.metric))
+        if pair is not None:
+            p = mcnemar(pair.lost, pair.won)
+            chance, limit = f"p = {p:.2g}", f"a drop of {max_drop:g}, or p = {SIGNIFICANT:g}"
+            failed = drop > max_drop and p < SIGNIFICANT
+        elif one.adapter_error is not None and one.merged_error is not None:
+            error = math.hypot(one.adapter_error, one.merged_error)
+            chance, limit = f"± {error:.2g}", f"a drop of {max_drop:g}, or of {_ERRORS:g} errors"
+            failed = drop > max_drop and drop > _ERRORS * error
+        else:
+            continue
+        measured = f"{one.adapter:.4g} to {one.merged:.4g}, {chance}"
+        holds.append(Gate(f"lm-eval {one.task} {one.metric}", measured, limit, not failed))
+    return holds

@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -19,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from remerge.engines.scoring import Answered, Item, rows_path
+from remerge.engines.scoring import Answered, Item, rows_are_whole, rows_path
 from remerge.sources.user_directories import cache_directory
 
 _ANSWERS = "answers.jsonl"
@@ -41,7 +40,7 @@ class Remembered:
         for number, item in items.items():
             answered = self._answers.get(item.digest)
             if item.kind == "rows":
-                answered = Answered() if rows_path(self.place, item).is_file() else None
+                answered = Answered() if rows_are_whole(rows_path(self.place, item), item) else None
             if answered is not None:
                 found[number] = answered
         return found
@@ -51,7 +50,8 @@ class Remembered:
         if item.digest in self._answers or item.kind == "rows":
             return
         self._answers[item.digest] = answered
-        line = json.dumps({"item": item.digest, **answered.document()}) + "\n"
+        # On a line of its own, also after half of one.
+        line = "\n" + json.dumps({"item": item.digest, **answered.document()}) + "\n"
         with suppress(OSError), (self.place / _ANSWERS).open("ab", buffering=0) as stream:
             stream.write(line.encode())
 
@@ -105,8 +105,9 @@ class Memory:
                     shutil.rmtree(folder, ignore_errors=True)
 
 
-def open_memory(*, kept: bool = True) -> Memory:
-    """The user's memory; a temporary one where nothing is to be kept, or there is no home."""
+def open_memory(otherwise: Path, *, kept: bool = True) -> Memory:
+    """The user's memory; the folder ``otherwise`` where nothing is to be kept, or there is no
+    home."""
     cache = cache_directory() if kept else None
     if cache is not None:
         root = cache / "comparisons"
@@ -114,4 +115,4 @@ def open_memory(*, kept: bool = True) -> Memory:
             root.mkdir(parents=True, exist_ok=True)
             if os.access(root, os.W_OK):
                 return Memory(root)
-    return Memory(Path(tempfile.mkdtemp(prefix="remerge-compare-")))
+    return Memory(otherwise)

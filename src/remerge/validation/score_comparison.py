@@ -34,15 +34,16 @@ class Differences:
 class Comparison:
     """What lies between reference and engine over all positions.
 
-    ``mean_difference`` and ``max_difference``: of the log-probability of the token that follows
-    (absolute, nats). ``logits``: the same of all tokens, of their logits where both sides told
-    these. ``top1``: share of positions whose likeliest token is the same; ``top5``: of the
-    reference's five likeliest, the share that is among the engine's. ``likeliest``: how many tokens
-    of each position the engine told, None for all; KL then is a lower bound, over these and all
-    others as one.
+    ``distinct`` positions are not another's over again. ``mean_difference`` and
+    ``max_difference``: of the log-probability of the token that follows (absolute, nats).
+    ``logits``: the same of all tokens, of their logits where both sides told these. ``top1``: share
+    of positions whose likeliest token is the same; ``top5``: of the reference's five likeliest, the
+    share that is among the engine's. ``likeliest``: how many tokens of each position the engine
+    told, None for all; KL then is a lower bound, over these and all others as one.
     """
 
     positions: int
+    distinct: int
     vocabulary: int
     likeliest: int | None
     mean_difference: float
@@ -119,6 +120,7 @@ def compare(reference: Scores, engine: Scores, questions: Questions) -> Comparis
     apart = np.abs(known[:, 0] - known[:, 1])
     return Comparison(
         positions=len(kl),
+        distinct=questions.distinct,
         vocabulary=width,
         likeliest=None if engine.ids is None else engine.width,
         mean_difference=float(apart.mean()),

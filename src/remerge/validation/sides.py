@@ -207,7 +207,7 @@ class Sides:
         if side.startswith("adapter"):
             engine = "transformers + PEFT"
         return Cost(
-            side=side,
+            side=side.removesuffix(":"),
             engine=engine,
             seconds=round(float(told.get("seconds", 0.0)) if asked else 0.0, 2),
             peak_memory=int(told.get("peak_memory", 0)),

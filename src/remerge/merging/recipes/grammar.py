@@ -21,7 +21,8 @@ class RecipeFile:
     """What a recipe file asks for.
 
     ``options`` are keywords of `remerge.merge`; ``base``, ``adapters`` and ``output`` its inputs
-    and output, None or empty where the file does not say. ``notes`` are sentences that the user
+    and output, None or empty where the file does not say. ``gate`` is what the result has to pass
+    (`remerge.compare`), None where it has to pass nothing. ``notes`` are sentences that the user
     must read.
     """
 
@@ -29,6 +30,7 @@ class RecipeFile:
     adapters: tuple[str, ...] = ()
     output: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    gate: Mapping[str, Any] | None = None
     notes: tuple[str, ...] = ()
 
     def overridden(

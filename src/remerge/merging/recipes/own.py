@@ -7,6 +7,9 @@ adapters:
 method: ties
 density: 0.5            # or below parameters:
 output: ./merged
+gate:                   # what it must pass to be published
+  eval: {a: a.jsonl, b: b.jsonl}
+  max_drop: 0.01
 """
 
 from __future__ import annotations
@@ -34,7 +37,9 @@ _LISTS = ("prefer", "keep_float32", "tensor_type", "ignore")
 _FLAGS = ("copy_code", "allow_token_differences", "quantize_experts")
 _NUMBERS = ("calibration_samples", "calibration_length", "group_size")
 _OTHERS = ("weights", "max_shard_size", *_NUMBERS)
-_INPUTS = ("base", "adapters", "output", "parameters")
+_INPUTS = ("base", "adapters", "output", "parameters", "gate")
+_GATE_NUMBERS = ("limit", "max_drop", "max_kl", "min_agreement")
+_GATE = frozenset({"eval", "scorer", "text", "prompts", *_GATE_NUMBERS})
 KEYS = frozenset({*_TEXTS, *_LISTS, *_FLAGS, *_OTHERS, *_INPUTS, *ALL_PARAMETERS})
 
 # Options that change no byte of the output.
@@ -84,7 +89,42 @@ def _read(fields: Fields) -> RecipeFile:
         adapters=paths,
         output=fields.text("output"),
         options=options,
+        gate=_gate(fields) if "gate" in fields.values else None,
     )
+
+
+def _gate(fields: Fields) -> dict[str, Any]:
+    """What the output must pass, as keywords of `remerge.compare`'s gate."""
+    block = _underscored(fields.parts("gate"))
+    block.refuse_unknown(_GATE)
+    found: dict[str, Any] = {}
+    named = block.values.get("eval")
+    if isinstance(named, dict):
+        files = block.parts("eval")
+        texts = [(name, files.text(name)) for name in files.values]
+        found["evaluations"] = tuple(f"{name}={fields.place(text or '')}" for name, text in texts)
+    elif named is not None:
+        found["evaluations"] = tuple(_named_file(fields, text) for text in block.texts("eval"))
+    for key in ("text", "prompts"):
+        path = block.text(key)
+        if path is not None:
+            found[key] = fields.place(path)
+    scorer = block.text("scorer")
+    if scorer is not None:
+        found["scorer"] = scorer
+    for key in _GATE_NUMBERS:
+        if key in block.values:
+            value = block.values[key]
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise block.wrong(key, "is no number")
+            found[key] = value
+    return found
+
+
+def _named_file(fields: Fields, text: str) -> str:
+    """``[NAME=]FILE``, the file as it was meant."""
+    name, equals, path = text.rpartition("=")
+    return f"{name}{equals}{fields.place(path)}"
 
 
 def _underscored(fields: Fields) -> Fields:
