@@ -80,7 +80,8 @@ class SharedModel:
         checkpoint = open_checkpoint(place) if place.is_dir() else None
         if checkpoint is None or not self._alike(checkpoint.config, decode=decode):
             self._drop()
-            self._model = stored_model(place, self._dtype).to(self._device)
+            stated = self._plan.config if decode else None
+            self._model = stored_model(place, self._dtype, stated).to(self._device)
             return self._model
         if self._model is None or not self._state:
             self.base()
@@ -256,15 +257,19 @@ def without_adapters(plan: Plan) -> Plan | None:
     return replace(plan, tensors=tensors) if comparable else None
 
 
-def stored_model(place: Path, dtype: torch.dtype) -> Any:
+def stored_model(place: Path, dtype: torch.dtype, stated: Mapping[str, Any] | None = None) -> Any:
     """A checkpoint's model, or a GGUF file's, with its weights as stored; raises `BadInput` where
-    tensors of it are missing, which transformers would make up."""
+    tensors of it are missing, which transformers would make up. With ``stated`` a GGUF file is read
+    as the model that this configuration describes, not as what transformers makes of its keys."""
     import transformers
 
     auto: Any = transformers.AutoConfig
     directory, form = split(place)
     try:
-        config = auto.from_pretrained(str(directory), local_files_only=True, **form)
+        if stated is not None and form:
+            config = auto.for_model(**stated)
+        else:
+            config = auto.from_pretrained(str(directory), local_files_only=True, **form)
         names: list[str] = list(config.architectures or [""])
         kind: Any = getattr(transformers, names[0], None) or transformers.AutoModelForCausalLM
         model, found = kind.from_pretrained(

@@ -34,7 +34,8 @@ def work(request: Mapping[str, Any], tell: Teller) -> dict[str, Any]:
     torch.set_grad_enabled(False)
     torch.set_num_threads(request.get("threads") or 1)
     _, plan = planned(request["merge"])
-    held_by = RepairedModel(stored_model(Path(request["artefact"]), torch.float32), plan)
+    model = stored_model(Path(request["artefact"]), torch.float32, plan.config)
+    held_by = RepairedModel(model, plan)
     found: dict[str, dict[str, float]] = {}
     rounds: dict[str, str] = {}
     total = sum(math.prod(tensor.shape) for tensor in plan.tensors.values())

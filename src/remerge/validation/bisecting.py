@@ -8,7 +8,7 @@ format has them, layers are tried first and then the modules of the worst.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from remerge.artefacts.making import Report
@@ -39,12 +39,15 @@ _SHOWN = 12
 _ALONE = 0.8
 # Where the weights explain less than this of a divergence, something else is at fault.
 _EXPLAINED = 0.5
+_NOTHING = Part("", ())
+# Gates that the model itself has no part in.
+_OF_BYTES = ("digests", "made from", "tokenisation")
 
 
 @dataclass(frozen=True)
 class Case:
-    """A comparison whose gate failed. ``judge`` asks a side everything and gives its gates, those
-    of the weights and of the artefact's bytes aside; ``failed`` are those that did not hold."""
+    """A comparison whose gate failed. ``judge`` says of sides whether the gate holds of
+    what they answer; ``failed`` are those that did not hold."""
 
     sides: Sides
     reference: str
@@ -73,35 +76,44 @@ def bisect(case: Case, report: Report) -> tuple[Bisection | None, list[str]]:
 
 
 def _bisected(case: Case, report: Report) -> tuple[Bisection, list[str]]:
+    if all(gate.name in _OF_BYTES for gate in case.failed):
+        (as_it_is,) = case.judge(["artefact"], False)
+        failed = Failed((), (), case.failed, as_it_is.kl, as_it_is.kl)
+        return _with_proposal(case, failed, [])
     probes = Probes(case.sides, case.reference, _alternating(case), report)
-    whole = probes.choose()
+    probes.choose()
     plan = case.sides.compared.plan
     wrong = () if case.weights is None else case.weights.wrong
     wrong = tuple(name for name in wrong if name in plan.tensors)
-    found = _of_wrong(wrong, probes) if wrong else _of_all(plan.tensors, probes)
-    everything = Part("", tuple(wrong) if wrong else tuple(plan.tensors))
-    (rest,) = probes.left([everything])
+    everything = Part("", wrong or tuple(plan.tensors))
+    found = _of_wrong(wrong, everything, probes) if wrong else _of_all(everything, probes)
+    whole, rest = probes.left([_NOTHING, everything])
     notes = [
         f"Bisected on {len(probes.items)} prompts ({probes.positions} positions): KL "
         f"{whole:.2e} as it is, {rest:.2e} with "
         f"{'all wrong tensors' if wrong else 'all weights'} put right."
     ]
-    if whole > 0 and rest > (1 - _EXPLAINED) * whole:
-        notes.append(
-            "Most of the divergence is not in these weights: look at the configuration, the "
-            "tokenizer, or the engine."
-        )
     ranked = [
         Suspect(name=part.name, tensors=part.tensors, kl=left, share=_share(whole, left))
         for part, left in found
     ]
-    failed = Failed(tuple(wrong), tuple(ranked), case.failed, whole, rest)
-    proposal, said = propose(failed, case.proposing, case.sides, case.judge, report)
     case.sides.costs.append(probes.cost)
+    failed = Failed(wrong, tuple(ranked), case.failed, whole, rest)
+    bisection, said = _with_proposal(case, failed, notes)
+    if whole > 0 and rest > (1 - _EXPLAINED) * whole and not bisection.proven:
+        said.append(
+            "Most of the divergence is not in these weights: look at the configuration, the "
+            "tokenizer, or the engine."
+        )
+    return bisection, said
+
+
+def _with_proposal(case: Case, failed: Failed, notes: Sequence[str]) -> tuple[Bisection, list[str]]:
+    proposal, said = propose(failed, case.proposing, case.sides, case.judge)
     proposal = proposal or Proposal(None, None, proven=False)
     return Bisection(
-        kl=whole,
-        suspects=tuple(ranked[:_SHOWN]),
+        kl=failed.whole,
+        suspects=failed.suspects[:_SHOWN],
         proposal=proposal.text,
         command=proposal.command,
         proven=proposal.proven,
@@ -119,36 +131,41 @@ def _share(whole: float, left: float) -> float:
     return (whole - left) / whole if whole > 0 else 0.0
 
 
-def _of_wrong(wrong: Sequence[str], probes: Probes) -> list[tuple[Part, float]]:
+def _of_wrong(wrong: Sequence[str], everything: Part, probes: Probes) -> list[tuple[Part, float]]:
     """Parts that are not the merge's: layers with several wrong modules and single modules, the
     worst first; then the modules of these layers. Two tensors in each other's place are both wrong,
     though neither alone put right makes the model better."""
+    order = {name: number for number, name in enumerate(wrong)}
     layers = parts_by_layer(wrong)
+    layers.sort(key=lambda part: min(order[name] for name in part.tensors))
     units: list[Part] = []
     inner: list[Part] = []
-    for layer in sorted(layers, key=lambda part: wrong.index(min(part.tensors, key=wrong.index))):
+    for layer in layers[:_LAYERS]:
         modules = parts_by_module(layer.tensors, _WRONG)
         units += [layer] if len(modules) > 1 else modules
         inner += modules if len(modules) > 1 else []
-    units = units[: 2 * _LAYERS]
+    inner = inner[:_WRONG]
+    probes.left([_NOTHING, *units, *inner, everything])
     ranked = _ranked(units, probes)
     place = {part.name: number for number, (part, _) in enumerate(ranked)}
-    inner.sort(key=lambda part: place.get(layer_of(part.tensors[0]), len(place)))
-    return ranked + _ranked(inner[:_WRONG], probes)
+    found = _ranked(inner, probes)
+    return ranked + sorted(found, key=lambda one: place[layer_of(one[0].tensors[0])])
 
 
-def _of_all(tensors: Collection[str], probes: Probes) -> list[tuple[Part, float]]:
+def _of_all(everything: Part, probes: Probes) -> list[tuple[Part, float]]:
     """All parts by what goes with them; of the worst layers their modules too."""
-    layers = parts_by_layer(tensors)
+    layers = parts_by_layer(everything.tensors)
     units = in_runs(layers, _LAYERS)
+    whole, *_ = probes.left([_NOTHING, *units, everything])
     ranked = _ranked(units, probes)
     if len(units) < len(layers):
         names = {tensor for part, _ in ranked[:_OPENED] for tensor in part.tensors}
         ranked = _ranked([part for part in layers if names >= set(part.tensors)], probes)
-    (whole,) = probes.left([Part("", ())])
+    opened = [parts_by_module(part.tensors, _MODULES) for part, _ in ranked[:_OPENED]]
+    probes.left([module for modules in opened for module in modules])
     found: list[tuple[Part, float]] = []
     for number, (layer, left) in enumerate(ranked):
-        modules = parts_by_module(layer.tensors, _MODULES) if number < _OPENED else []
+        modules = opened[number] if number < len(opened) else []
         inner = _ranked(modules, probes) if len(modules) > 1 else []
         alone = inner and whole - inner[0][1] >= _ALONE * (whole - left)
         found += inner if alone else [(layer, left), *inner]

@@ -40,7 +40,7 @@ from remerge.validation.harness import Harness
 from remerge.validation.limits import Gate, limit_of
 from remerge.validation.loaded_weights import Loaded, loaded_weights
 from remerge.validation.paired import score_gate
-from remerge.validation.proposing import Proposing
+from remerge.validation.proposing import Proposing, Verdict
 from remerge.validation.sides import by_method
 from remerge.validation.weights import compare_weights
 
@@ -203,13 +203,10 @@ def _bisection(
     """Where the divergence comes from; what is to be said of it is noted."""
     inputs = run.compared.inputs
 
-    def judge(side: str, tasks: bool) -> list[Gate]:
+    def judge(sides: Sequence[str], tasks: bool) -> list[Verdict]:
         wanted = run.wanted_rows(tasks=tasks)
-        run.sides.ask({side: wanted}, (), report)
-        found = [gate for texts in run.sets.texts for gate in compare_texts(run, texts, side)[1]]
-        for task in run.sets.tasks if tasks else ():
-            found.append(score_gate(compare_task(run, task, side)[0], run.thresholds.max_drop))
-        return found
+        run.sides.ask({side: wanted for side in sides if side != "artefact"}, (), report)
+        return [_verdict(run, side, tasks=tasks) for side in sides]
 
     def scores(method: str) -> bool:
         side = f"method:{method}"
@@ -241,6 +238,16 @@ def _bisection(
     found, notes = bisect(case, report)
     run.notes += notes
     return found
+
+
+def _verdict(run: Run, side: str, *, tasks: bool) -> Verdict:
+    """On a side that was asked all texts, and all ``tasks`` too."""
+    scored = [compare_texts(run, texts, side) for texts in run.sets.texts]
+    holds = [gate for _, gates in scored for gate in gates]
+    for task in run.sets.tasks if tasks else ():
+        holds.append(score_gate(compare_task(run, task, side)[0], run.thresholds.max_drop))
+    kl = sum(result.kl_mean for result, _ in scored) / len(scored)
+    return Verdict(all(gate.passed for gate in holds), kl)
 
 
 def _record(run: Run, figures: Figures) -> Path | None:

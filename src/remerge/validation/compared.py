@@ -175,6 +175,12 @@ def _bytes_gate(artefact: Artefact, files: Sequence[FileRecord]) -> Gate:
     if artefact.kind == "gguf" and artefact.place.is_file() and len(recorded) == 1:
         # A file that was renamed is still that file.
         there[recorded[0].name] = files[0].sha256
+    elif artefact.kind == "gguf":
+        # Of a directory that was written for it, what lies beside the file.
+        for record in recorded:
+            beside = artefact.place.with_name(record.name)
+            if record.name not in there and beside.is_file():
+                there[record.name] = file_record(beside, record.name).sha256
     changed = [record.name for record in recorded if there.get(record.name) != record.sha256]
     measured = f"{len(changed)} differ, first {changed[0]}" if changed else "as recorded"
     return Gate("digests", measured, f"{len(recorded)} files of the manifest", not changed)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +26,7 @@ from remerge.validation.sides import Sides
 # Positions that are scored again for every part: enough that the mean's standard error over prompts
 # is a tenth, and no more than these.
 _LEAST, _MOST, _STABLE = 128, 1024, 0.1
+_PROMPTS = 4
 
 
 @dataclass
@@ -44,20 +46,22 @@ class Probes:
         default_factory=dict[tuple[str, ...], dict[int, float]]
     )
 
-    def choose(self) -> float:
-        """Keep as few of the prompts as make a mean stable; the divergence with nothing put right,
-        on these, in nats."""
-        self.items = _first(self.items, _MOST)
-        self.left([Part("", ())])
-        found, kept = self._found[()], dict[int, Item]()
-        for number, item in self.items.items():
+    def choose(self) -> None:
+        """Keep as few of the prompts as make a mean stable, by what the artefact's own engine gave
+        for them; the first ones where it told only the likeliest tokens."""
+        truth, own = (self.sides.memory_of(side).place for side in (self.reference, "artefact"))
+        kept: dict[int, Item] = {}
+        values: list[float] = []
+        for number, item in _first(self.items, _MOST).items():
             kept[number] = item
-            values = [found[n] for n in kept]
-            enough = sum(len(i.ids) for i in kept.values()) >= _LEAST and len(kept) >= 4
-            if enough and _error(values) <= _STABLE * float(np.mean(values)):
+            enough = sum(len(i.ids) for i in kept.values()) >= _LEAST and len(kept) >= _PROMPTS
+            with suppress(Unsupported):
+                rows = [_rows(rows_path(place, item)) for place in (truth, own)]
+                values.append(mean_kl(*rows))
+            stable = len(values) < 2 or _error(values) <= _STABLE * float(np.mean(values))
+            if enough and stable:
                 break
         self.items = kept
-        return self._mean(())
 
     def left(self, parts: Sequence[Part]) -> list[float]:
         """The mean divergence over all positions, in nats, with each of these parts put right

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from remerge.artefacts.making import Report
 from remerge.artefacts.test_result import Suspect
 from remerge.errors import RemergeError
 from remerge.merging.schemes.registry import SCHEMES
@@ -30,8 +29,17 @@ _SCHEMES = ("nvfp4", "fp8", "w8a8")
 _GGUF = ("Q2_K", "Q3_K_M", "Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0", "F16", "F32")
 _METHODS = ("sum", "linear", "ties", "dare_ties", "dare_linear", "della", "breadcrumbs", "sce")
 
-# Asks a side everything, answers to questions too or texts alone, and gives its gates.
-Judge = Callable[[str, bool], list[Gate]]
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether the gate holds of a side, and its mean divergence in nats."""
+
+    passed: bool
+    kl: float
+
+
+# Asks sides everything, answers to questions too or texts alone.
+Judge = Callable[[Sequence[str], bool], list[Verdict]]
 
 
 @dataclass(frozen=True)
@@ -81,7 +89,7 @@ class _Change:
 
 
 def propose(
-    failed: Failed, how: Proposing, sides: Sides, judge: Judge, report: Report
+    failed: Failed, how: Proposing, sides: Sides, judge: Judge
 ) -> tuple[Proposal | None, list[str]]:
     """The first change that passes, and what is to be said; None where nothing was found."""
     try:
@@ -93,7 +101,10 @@ def propose(
         not gate.passed and gate.name in ("digests", "made from") for gate in failed.gates
     )
     if failed.wrong or changed:
-        return _merge_again(failed, how, sides, judge, options), said
+        again = _merge_again(failed, how, sides, judge, options)
+        others = any(gate.name not in ("digests", "made from") for gate in failed.gates)
+        if failed.wrong or again.proven or not others:
+            return again, said
     if options is None:
         return None, said
     lost = any(gate.name.startswith("score") for gate in failed.gates)
@@ -149,7 +160,7 @@ def _merge_again(
     if failed.wrong:
         side = "artefact:right"
         sides.repairs[side] = failed.wrong
-        proven = all(gate.passed for gate in judge(side, True))
+        proven = judge([side], True)[0].passed
     proven = proven or (options is not None and _proven(options, how))
     command = None
     if options is not None:
@@ -192,21 +203,33 @@ def _kept(
     if not steps:
         return []
 
-    def passes(count: int) -> bool:
-        tensors = tuple(sorted(name for step in steps[:count] for name in step))
-        side = f"artefact:kept{count}"
-        sides.repairs[side] = tensors
-        return all(gate.passed for gate in judge(side, False))
+    limit = _stated_kl(failed.gates)
 
-    if not passes(len(steps)):
+    def first(counts: Sequence[int]) -> int | None:
+        """The smallest of these numbers of steps with which it passes, all tried in one run."""
+        sides.repairs.clear()
+        for count in (0, *counts):
+            kept = sorted(name for step in steps[:count] for name in step)
+            sides.repairs[f"artefact:kept{count}"] = tuple(kept)
+        real, none, *found = judge(["artefact", *sides.repairs], False)
+        # An engine that rounds activations too diverges by more than the weights alone do.
+        scale = max(1.0, real.kl / none.kl) if none.kl > 0 else 1.0
+        for count, verdict in zip(counts, found, strict=True):
+            if verdict.passed and (limit is None or verdict.kl * scale <= limit):
+                return count
+        return None
+
+    doubled = sorted({len(steps), *(2**n for n in range(len(steps).bit_length()))})
+    high = first(doubled)
+    if high is None:
         return []
-    low, high = 0, len(steps)
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if passes(middle) else (middle, high)
-    # What is kept is a little less than exact: a step more is the second try.
+    between = range(doubled[doubled.index(high) - 1] + 1 if high > 1 else 1, high)
+    stride = max(1, len(between) // 8)
+    high = (first(between[::stride]) if between else None) or high
+    # What is kept is a little less than exact: more of it is the second try.
     found = [
-        _keeping(steps[:count], how, options) for count in (high, high + 1) if count <= len(steps)
+        _keeping(steps[:count], how, options)
+        for count in dict.fromkeys((high, min(2 * high, len(steps))))
     ]
     return [change for change in found if change is not None]
 
