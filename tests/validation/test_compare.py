@@ -310,6 +310,28 @@ def test_a_sum_of_several(tmp_path: Path, weights: list[float] | None) -> None:
     # The sum is what was asked for, whatever it does to each task.
     assert not failed(report), (failed(report), report.figures.notes)
     assert [task.name for task in report.figures.tasks] == ["sort", "dates", "add"]
+    # PEFT runs DoRA on what the adapters before it gave, which is no sum.
+    assert report.figures.reference == "the merge, rounded once to float32"
+    assert any("not DoRA" in note for note in report.figures.notes)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_weighted_sum_of_plain_ones_is_pefts(tmp_path: Path) -> None:
+    weights = [0.75, 0.5]
+    adapters = [ADAPTERS / name for name in ("sort", "agree")]
+    remerge.merge(BASE, adapters, tmp_path / "out", weights=weights)
+    gate = {"evaluations": [f"both={questions('sort')}"], "limit": FEW, "max_drop": 1.0}
+    report = remerge.compare(BASE, adapters, tmp_path / "out", gate=gate, record=False)
+    assert not failed(report), failed(report)
+    assert report.figures.reference == "the adapters together on their base, by PEFT"
+    asked = independent.questions(questions("sort"), FEW)
+    prompts = independent.token_ids(BASE, [question["prompt"] for question in asked])
+    named = {path.name: path for path in adapters}
+    models = independent.adapters_on_base(BASE, named, weights), independent.plain(tmp_path / "out")
+    rows = [independent.logits(model, prompts) for model in models]
+    expected = independent.compare_logits(*rows, prompts)
+    assert report.figures.logits[0].kl_mean == pytest.approx(expected.mean_kl, rel=1e-2, abs=1e-8)
 
 
 @pytest.mark.slow

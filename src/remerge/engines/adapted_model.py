@@ -46,6 +46,8 @@ def put_on(model: Any, adapters: Sequence[tuple[Path, float]], config: Mapping[s
             tuner: Any = wrapped.base_model
             tuner.set_adapter([f"a{n}" for n in range(len(adapters))])
         for number, (_, weight) in enumerate(adapters):
+            if others or weight != 1:
+                _check_adds(wrapped, f"a{number}")
             if weight != 1:
                 _weigh(wrapped, f"a{number}", weight)
     except _REFUSALS as error:
@@ -59,6 +61,22 @@ def _resize(model: Any, config: Mapping[str, Any]) -> None:
     size = config.get("vocab_size", text.get("vocab_size"))
     if isinstance(size, int) and size != model.get_input_embeddings().weight.shape[0]:
         model.resize_token_embeddings(size, mean_resizing=False)
+
+
+def _check_adds(wrapped: Any, name: str) -> None:
+    """Raise `Unsupported` for an adapter that does not just add something to a layer's output: side
+    by side PEFT runs it on what the others before it gave, and a weight inside it is not one of its
+    change."""
+    from peft.tuners.lora import LoraLayer
+
+    asked = wrapped.peft_config[name]
+    if asked.peft_type.value != "LORA":
+        raise Unsupported("only LoRA adapters can be added up in PEFT.")
+    if asked.bias != "none":
+        raise Unsupported("biases of adapters do not add up in PEFT.")
+    for layer in wrapped.modules():
+        if isinstance(layer, LoraLayer) and name in layer.lora_variant:
+            raise Unsupported("of LoRA adapters only plain ones add up in PEFT, not DoRA.")
 
 
 def _weigh(wrapped: Any, name: str, weight: float) -> None:

@@ -101,9 +101,12 @@ def gates(found: Comparison, form: FormatLimit, noise: Comparison | None) -> lis
     limit = kl_limit(form, noise)
     # The mean of n differences: their variance is about twice the divergence on text that the model
     # expects, and more on other text, as the random errors show. The mean may drift by the limit.
-    # Prompts that begin alike are measured once.
-    spread = max(math.sqrt(2 * limit), 2.5 * (0.0 if noise is None else noise.mean_difference))
-    drift = limit + 4 * spread / math.sqrt(found.distinct)
+    # Prompts that begin alike are measured once; those of one task hold the same words, whose
+    # differences then do not cancel out: all of them may lean one way, as far as the random errors
+    # take each.
+    apart = 2.5 * (0.0 if noise is None else noise.mean_difference)
+    spread = max(math.sqrt(2 * limit), apart)
+    drift = limit + max(4 * spread / math.sqrt(found.distinct), apart)
     ratio = abs(math.log(found.perplexity_ratio))
     other = 0.01 if noise is None else 0.02 + 2 * (1 - noise.top1)
     other = min(1.0, other + 2 / math.sqrt(found.distinct) * math.sqrt(other))
