@@ -1,0 +1,22 @@
+"""The public functions: what the command line calls, and nothing it does not."""
+
+from remerge.api.making import combine, export, extract, merge, open_merged, plan
+from remerge.api.validating import check, compare, conflicts, formats, inspect, report, verify
+from remerge.merging.recipes.registry import read_recipe
+
+__all__ = [
+    "check",
+    "combine",
+    "compare",
+    "conflicts",
+    "export",
+    "extract",
+    "formats",
+    "inspect",
+    "merge",
+    "open_merged",
+    "plan",
+    "read_recipe",
+    "report",
+    "verify",
+]
