@@ -190,7 +190,8 @@ def test_gguf_of_a_broken_checkpoint(
 ):
     out = damaged(merged, tmp_path / "out", how, names)
     result = remerge.export(out, tmp_path / "gguf", to="gguf:Q4_K_M", engine_python=PYTHONS)
-    place = shutil.copy(result.files[0], tmp_path / "alone-Q4_K_M.gguf")
+    file = next(path for path in result.files if path.suffix == ".gguf")
+    place = shutil.copy(file, tmp_path / "alone-Q4_K_M.gguf")
     found = suspects(bisected(Path(place)))
     for wanted in [LAYER] if names is None else names:
         assert broken.named(found, wanted.removesuffix(".weight")), found

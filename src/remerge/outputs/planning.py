@@ -199,7 +199,9 @@ def make_plan(inputs: Inputs, recipe: Recipe, max_memory: int) -> Plan:
     tensors = plan_tensors(base, readable, changes, recipe)
     scheme = None
     if recipe.quantize is not None:
-        scheme = quantised(readable, tensors, hint_of(adapters[0].config), recipe)
+        scheme = quantised(
+            readable, tensors, hint_of(adapters[0].config if adapters else {}), recipe
+        )
         tensors = dict(scheme.tensors)
     for change in changes.tensors.values():
         check_memory(change, max_memory)
