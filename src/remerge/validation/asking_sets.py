@@ -192,7 +192,8 @@ def _pieces(path: Path, tokenizer: Any, limits: Limits, items: _Items, notes: li
         raise UsageError(f"--text {path} cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:
         raise BadInput(f"--text {path} is no UTF-8 text.") from error
-    ids = tuple(tokenizer(content)["input_ids"])
+    # It is cut into pieces: that it is longer than the model takes is no news.
+    ids = tuple(tokenizer(content, verbose=False)["input_ids"])
     length = min(limits.tokens, limits.positions)
     pieces = [ids[at : at + length] for at in range(0, len(ids), length)]
     pieces = [piece for piece in pieces if len(piece) > 1]
