@@ -21,7 +21,7 @@ from tests.validation.artefacts import ADAPTERS, BASE, questions
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 COUNT = 120
 # What each side is asked: rows of every prompt, and but for noise an answer.
-ASKED = {"base": 2 * COUNT, "artefact": 2 * COUNT, "adapter:": 2 * COUNT, "noise": COUNT}
+ASKED = {"base": 2 * COUNT, "artefact": 2 * COUNT, "adapter": 2 * COUNT, "noise": COUNT}
 
 
 @pytest.fixture(scope="module")

@@ -202,7 +202,13 @@ def alone(model: Any) -> np.ndarray:
     return np.concatenate([rows.numpy() for rows in independent.logits(model, asked)])
 
 
-@pytest.mark.parametrize("name", KINDS)
+# One of each way from disk to memory; the others take minutes.
+FAST = ("llama dora", "llama grown", "qwen3 tied", "phi3 fused", "qwen3 moe", "ia3")
+
+
+@pytest.mark.parametrize(
+    "name", [k if k in FAST else pytest.param(k, marks=pytest.mark.slow) for k in KINDS]
+)
 def test_every_side_has_its_own_logits(tmp_path: Path, name: str) -> None:
     kind = KINDS[name]
     base, adapter = build(kind, tmp_path)
