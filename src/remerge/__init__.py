@@ -73,22 +73,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Import the working parts (torch) at their first use, so that ``remerge --help`` is quick."""
-    if name in (
-        "check",
-        "combine",
-        "compare",
-        "conflicts",
-        "export",
-        "extract",
-        "formats",
-        "inspect",
-        "merge",
-        "open_merged",
-        "plan",
-        "read_recipe",
-        "report",
-        "verify",
-    ):
+    if name in __all__:
         from remerge import api
 
         return getattr(api, name)
