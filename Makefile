@@ -8,7 +8,7 @@ MERGEKIT := .venv-mergekit
 # Environments of engines, as users install them, and of what tests compare them with.
 ENGINES := .engines
 
-.PHONY: demo test slow-test mergekit-test engine-test all-engines-test browser-test check bench bench-gguf clean
+.PHONY: demo test slow-test proof-test mergekit-test engine-test all-engines-test browser-test check bench bench-gguf clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -35,10 +35,14 @@ demo: $(VENV)/installed
 	$(BIN)/python scripts/demo.py
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -q -n 2 -m "not slow and not mergekit and not engine and not browser"
+	$(BIN)/python -m pytest -q -n 2 -m "not slow and not proof and not mergekit and not engine and not browser"
 
 slow-test: $(VENV)/installed
 	$(BIN)/python -m pytest -q -n 2 -m slow
+
+# Every kind of model and of broken merge through `remerge compare`: a quarter of an hour.
+proof-test: $(VENV)/installed
+	$(BIN)/python -m pytest -q -n 2 -m proof
 
 mergekit-test: $(VENV)/installed $(MERGEKIT)/installed
 	$(BIN)/python -m pytest -q -n 2 -m mergekit

@@ -3,6 +3,7 @@ their gate get a proposal that passes when it is made."""
 
 from __future__ import annotations
 
+import re
 import shlex
 import shutil
 from collections.abc import Mapping, Sequence
@@ -125,7 +126,7 @@ def test_layers(merged: Path, tmp_path: Path, how: broken.Break):
     assert suspects(bisected(damaged(merged, tmp_path / "out", how)))[0] == LAYER
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 @pytest.mark.parametrize("name", ["qwen2-tied", "qwen3-tied", "mixtral", "phi3-fused"])
 @pytest.mark.parametrize("how", [broken.dropped, broken.rounded, broken.swapped])
 def test_other_models(tmp_path: Path, name: str, how: broken.Break):
@@ -133,7 +134,11 @@ def test_other_models(tmp_path: Path, name: str, how: broken.Break):
     remerge.merge(base, adapter, tmp_path / "merged", dtype="bfloat16")
     before = broken.read(base)
     layers = [f"model.layers.{n}" for n in (1, 3)]
-    names = [next(n for n in before if n.startswith(f"{layer}.self_attn.")) for layer in layers]
+    # A matrix that the adapter changes: a bias of zeros may be dropped and swapped as one likes.
+    names = [
+        next(n for n in before if re.fullmatch(rf"{layer}\.self_attn\.(qkv|q)_proj\.weight", n))
+        for layer in layers
+    ]
     if name == "mixtral" and how is broken.swapped:
         names = [n for n in before if "layers.1." in n and ".experts." in n and "w1" in n][:2]
     names = names if how is broken.swapped else names[:1]

@@ -122,7 +122,7 @@ def test_figures_are_those_of_an_independent_computation(merged: Path) -> None:
     weights_are_the_oracles("sort", output, compare("sort", output))
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 @pytest.mark.parametrize("task", TASKS)
 def test_figures_of_every_example(merged: Path, task: str) -> None:
     output = right(merged, task)
@@ -130,7 +130,7 @@ def test_figures_of_every_example(merged: Path, task: str) -> None:
     weights_are_the_oracles(task, output, compare(task, output, gate={"limit": 30}))
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("safe", [False, True])
@@ -165,7 +165,7 @@ def test_a_broken_merge_fails(merged: Path, tmp_path: Path, how: str) -> None:
     assert "weights" in failed(compare("sort", output)), how
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("task", ["dates", "add"])
 @pytest.mark.parametrize("how", BROKEN)

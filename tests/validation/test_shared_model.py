@@ -207,7 +207,7 @@ FAST = ("llama dora", "llama grown", "qwen3 tied", "phi3 fused", "qwen3 moe", "i
 
 
 @pytest.mark.parametrize(
-    "name", [k if k in FAST else pytest.param(k, marks=pytest.mark.slow) for k in KINDS]
+    "name", [k if k in FAST else pytest.param(k, marks=pytest.mark.proof) for k in KINDS]
 )
 def test_every_side_has_its_own_logits(tmp_path: Path, name: str) -> None:
     kind = KINDS[name]
