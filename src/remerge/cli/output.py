@@ -64,17 +64,24 @@ def progress(what: str, *, quiet: bool) -> Generator[Report]:
 
 
 def counter(what: str, *, quiet: bool) -> Report:
-    """A plain line now and then for things that are counted, not measured in bytes."""
-    last = time.monotonic()
+    """A plain line now and then, with the time left, for things that are counted, not measured in
+    bytes."""
+    last = started = time.monotonic()
+    before, counted = 0, ""
 
     def report(done: int, total: int, things: str) -> None:
-        nonlocal last
+        nonlocal last, started, before, counted
         now = time.monotonic()
+        if things != counted or done < before:
+            # Other things take another time; what came before the first says nothing of it.
+            started, counted, before = now, things, done
         if quiet or now - last < 5:
             return
         last = now
+        speed = (done - before) / max(now - started, 1e-9)
+        left = f", {(total - done) / speed:.0f} s left" if speed else ""
         with suppress(OSError):
-            click.echo(f"{what}: {done} of {total} {things}", err=True)
+            click.echo(f"{what}: {done} of {total} {things}{left}", err=True)
 
     return report
 
