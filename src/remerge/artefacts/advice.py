@@ -10,6 +10,9 @@ from remerge.artefacts.manifest import Manifest, RetentionRecord
 # Below the first, or above the second, a merge is told to have lost something: a tenth of the
 # delta, or rounding noise half as large as the delta itself.
 LEAST_KEPT = 0.9
+# Of a tensor's errors over those of one rounding: a right merge has 1, one that rounds delta and
+# sum apart up to 1.5, eight bits 4 and more.
+MOST_EXCESS = 2.0
 MOST_NOISE = 0.5
 _SHOWN = 3
 

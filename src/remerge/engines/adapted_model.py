@@ -80,11 +80,11 @@ def _check_adds(wrapped: Any, name: str) -> None:
 
 
 def _weigh(wrapped: Any, name: str, weight: float) -> None:
-    """Scale a LoRA adapter's change; raises `Unsupported` for what has no scaling."""
+    """Scale a plain LoRA adapter's change; raises `Unsupported` for what has no scaling."""
     from peft.tuners.lora import LoraLayer
 
     layers = [m for m in wrapped.modules() if isinstance(m, LoraLayer) and name in m.scaling]
-    if not layers or wrapped.peft_config[name].peft_type.value != "LORA":
+    if not layers:
         raise Unsupported("only LoRA adapters can be weighted in PEFT.")
     if wrapped.peft_config[name].modules_to_save:
         raise Unsupported("what an adapter brings whole has no weight in PEFT.")

@@ -11,11 +11,8 @@ from __future__ import annotations
 import asyncio
 import math
 import re
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from queue import SimpleQueue
 from typing import Any, cast
 
 from remerge.engines.endpoint_client import (
@@ -26,6 +23,7 @@ from remerge.engines.endpoint_client import (
     environment_key,
 )
 from remerge.engines.endpoint_likelihoods import Text, Way, by_echo, find_way, rendered
+from remerge.engines.endpoint_loop import elsewhere
 from remerge.errors import BadInput, UsageError
 
 __all__ = [
@@ -112,7 +110,7 @@ def served(endpoint: Endpoint) -> Served:
         async with Client(endpoint) as client:
             return await _served(client)
 
-    return _elsewhere(lambda say: find(), lambda event: None)
+    return elsewhere(lambda say: find(), lambda event: None)
 
 
 def repeats_prompts(endpoint: Endpoint) -> bool:
@@ -123,7 +121,7 @@ def repeats_prompts(endpoint: Endpoint) -> bool:
         async with Client(endpoint) as client:
             return await find_way(client, (await _served(client)).model) is by_echo
 
-    return _elsewhere(lambda say: find(), lambda event: None)
+    return elsewhere(lambda say: find(), lambda event: None)
 
 
 def ask(endpoint: Endpoint, questions: Sequence[Asked], told: Told) -> Answers:
@@ -137,7 +135,7 @@ def ask(endpoint: Endpoint, questions: Sequence[Asked], told: Told) -> Answers:
     for number, question in enumerate(questions, 1):
         if (question.prompt is None) == (question.messages is None):
             raise UsageError(f"Question {number} needs either a prompt or messages.")
-    return _elsewhere(
+    return elsewhere(
         lambda say: _ask(endpoint, questions, lambda number, reply: say((number, reply))),
         lambda event: told(*event),
     )
@@ -378,35 +376,3 @@ def _likeliest(told: Any) -> dict[str, float] | None:
 def _has_thought(found: Any) -> bool:
     message: dict[str, Any] = found["choices"][0].get("message") or {}
     return bool(message.get("reasoning_content") or message.get("reasoning"))
-
-
-def _elsewhere(work: Callable[[Callable[[Any], None]], Any], told: Callable[[Any], None]) -> Any:
-    """Run a coroutine in a thread of its own; ``told`` gets, in this one, what it says."""
-    box: SimpleQueue[tuple[str, Any]] = SimpleQueue()
-    loop = asyncio.new_event_loop()
-    task = loop.create_task(work(lambda event: box.put(("told", event))))
-
-    def run() -> None:
-        asyncio.set_event_loop(loop)
-        try:
-            box.put(("done", loop.run_until_complete(task)))
-        except BaseException as error:
-            box.put(("failed", error))
-        finally:
-            loop.run_until_complete(loop.shutdown_asyncgens())
-            loop.close()
-
-    thread = threading.Thread(target=run, name="remerge-endpoint", daemon=True)
-    thread.start()
-    try:
-        while True:
-            kind, value = box.get()
-            if kind == "done":
-                return value
-            if kind == "failed":
-                raise value
-            told(value)
-    finally:
-        with suppress(RuntimeError):  # It is closed: nothing is left to end.
-            loop.call_soon_threadsafe(task.cancel)
-        thread.join()

@@ -23,11 +23,14 @@ from remerge.validation.gate import Thresholds, of_arithmetic
 from remerge.validation.harness import HarnessSettings
 from remerge.validation.limits import limit_of
 from remerge.validation.memory import check_memory
+from remerge.validation.references import positions_of
 from remerge.validation.remembered_answers import open_memory
 from remerge.validation.served_sides import Served, Who, ask_served
 from remerge.validation.sides import Running, Sides, scorer_of
 from remerge.validation.tasks import Evaluation
 
+# Positions of a model that has as many as memory holds.
+_UNBOUNDED = 2**31
 # Makes what options of `remerge.export` ask for of base and adapters, at a place where nothing is;
 # where it is then.
 MakeOf = Callable[[Path, Sequence[Path], Mapping[str, Any], Path], Path]
@@ -173,7 +176,7 @@ def open_run(compared: Compared, asking: Asking, settings: Settings, work: Path)
     running = settings.running
     scorer = scorer_of(compared, settings.engine)
     tokenizer, ends = _tokenizer(compared.plan, work)
-    positions = _positions(compared.plan.config)
+    positions = positions_of(compared.plan.config) or _UNBOUNDED
     limits = Limits(
         asking.limit,
         asking.tokens,
@@ -247,15 +250,6 @@ def _tokenizer(plan: Plan, work: Path) -> tuple[Any, list[int]]:
 def _tokens(stated: object) -> set[int]:
     listed: list[Any] = list(stated) if isinstance(stated, list) else [stated]  # pyright: ignore[reportUnknownArgumentType]
     return {token for token in listed if isinstance(token, int) and not isinstance(token, bool)}
-
-
-def _positions(config: Mapping[str, Any]) -> int:
-    text = as_object(config.get("text_config")) or config
-    for key in ("max_position_embeddings", "n_positions", "max_seq_len"):
-        places = text.get(key)
-        if isinstance(places, int) and places > 1:
-            return places
-    return 2**31
 
 
 def _vocabulary(plan: Plan) -> int:

@@ -127,9 +127,17 @@ def _stored(directory: Path, words: str) -> Reference:
 
 def prompt_length(config: Mapping[str, Any], settings: Settings) -> int:
     """How many tokens of a prompt the model has positions for, answers included."""
+    places = positions_of(config)
+    if places is None:
+        return settings.tokens
+    return max(2, min(settings.tokens, places - settings.answer_tokens))
+
+
+def positions_of(config: Mapping[str, Any]) -> int | None:
+    """How many positions a model has, None where its configuration does not say."""
     text = as_object(config.get("text_config")) or config
     for key in ("max_position_embeddings", "n_positions", "max_seq_len"):
         places = text.get(key)
         if isinstance(places, int) and places > 0:
-            return max(2, min(settings.tokens, places - settings.answer_tokens))
-    return settings.tokens
+            return places
+    return None

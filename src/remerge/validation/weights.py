@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from remerge.artefacts.advice import MOST_EXCESS
 from remerge.artefacts.test_result import TensorResult, WeightsResult
 from remerge.merging.merged import MergedCheckpoint
 from remerge.merging.plan import Plan
@@ -29,8 +30,6 @@ from remerge.sources.one_thread import one_thread
 from remerge.sources.reading import Reader, Source, decoded
 from remerge.validation.limits import Gate
 
-# One rounding has 1, rounding delta and sum apart up to 1.5; eight bits have 4 and more.
-_EXCESS = 2.0
 # Of few elements any may happen to be the worst.
 _FEW, _EXCESS_OF_FEW = 256, 4.0
 # What may lack of a delta or be too much, besides chance; quantisers clip and shift.
@@ -181,7 +180,7 @@ def _figures(plan: TensorPlan, sums: Sums, coarse: float | None) -> _Measured:
         wrong = max(wrong, apart / max(_COARSE * coarse, _LEAST))
     else:
         excess = _ratio(math.sqrt(sums.error), math.sqrt(sums.rounding))
-        wrong = max(wrong, excess / (_EXCESS if count >= _FEW else _EXCESS_OF_FEW))
+        wrong = max(wrong, excess / (MOST_EXCESS if count >= _FEW else _EXCESS_OF_FEW))
     result = TensorResult(
         elements=sums.elements,
         touched=touched,

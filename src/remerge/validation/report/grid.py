@@ -7,14 +7,11 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from remerge.artefacts.advice import LEAST_KEPT
+from remerge.artefacts.advice import LEAST_KEPT, MOST_EXCESS
 from remerge.artefacts.conflict_report import ConflictReport
 from remerge.artefacts.manifest import RetentionReport
 from remerge.artefacts.test_result import WeightsResult
 from remerge.validation.report.naming import Place, place_of, stem_names
-
-# Errors this many times as large as those of one rounding are no rounding.
-MOST_EXCESS = 2.0
 
 
 @dataclass(frozen=True)
