@@ -41,6 +41,7 @@ if TYPE_CHECKING:
         plan,
         read_recipe,
         report,
+        reproduce,
         verify,
     )
 
@@ -67,6 +68,7 @@ __all__ = [
     "plan",
     "read_recipe",
     "report",
+    "reproduce",
     "verify",
 ]
 
