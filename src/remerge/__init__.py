@@ -43,6 +43,7 @@ if TYPE_CHECKING:
         report,
         verify,
     )
+    from remerge.artefacts.store.store import Store
 
 __all__ = [
     "BadInput",
@@ -50,6 +51,7 @@ __all__ = [
     "Locked",
     "NotReproduced",
     "RemergeError",
+    "Store",
     "TryAgain",
     "Unsupported",
     "UsageError",
@@ -73,6 +75,11 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Import the working parts (torch) at their first use, so that ``remerge --help`` is quick."""
+    if name == "Store":
+        # Of its own: listing artefacts needs no torch.
+        from remerge.artefacts.store.store import Store
+
+        return Store
     if name in __all__:
         from remerge import api
 

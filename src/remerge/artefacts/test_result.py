@@ -288,9 +288,10 @@ def read_test_results(output: Path) -> list[Figures]:
 
 def read_statements(output: Path) -> list[Statement]:
     """The same with the digests of what was judged, and by what."""
-    place = tests_of(output)
-    found = [
-        parsed(path, path.read_bytes().replace(b'"_type"', b'"type"', 1), Statement)
-        for path in sorted(place.glob("*.json"))
-    ]
+    found = [read_statement(path) for path in sorted(tests_of(output).glob("*.json"))]
     return sorted(found, key=lambda one: one.predicate.figures.started)
+
+
+def read_statement(path: Path) -> Statement:
+    """One result by its file."""
+    return parsed(path, path.read_bytes().replace(b'"_type"', b'"type"', 1), Statement)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import importlib
 import io
 import json
 import os
@@ -15,6 +14,7 @@ from typing import Any, NoReturn
 
 import click
 
+from remerge.cli.lazy import lazy_group
 from remerge.cli.memory import reuse_freed_memory
 from remerge.errors import BadInput, RemergeError, TryAgain, UsageError
 from remerge.version import __version__
@@ -32,21 +32,10 @@ _COMMANDS = (
     "compare",
     "formats",
     "report",
+    "store",
     "engines",
     "doctor",
 )
-
-
-class _Lazy(click.Group):
-    """Imports a command's module when it is asked for: the help must not wait for torch."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(_COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in _COMMANDS:
-            return None
-        return importlib.import_module(f"remerge.cli.{cmd_name}").command
 
 
 class Terminated(BaseException):
@@ -54,7 +43,7 @@ class Terminated(BaseException):
 
 
 @click.group(
-    cls=_Lazy,
+    cls=lazy_group("remerge.cli", _COMMANDS),
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Exit codes: 0 done, 1 internal, 2 usage, 3 bad input, 4 files differ from their "
     "manifest, 5 derivation differs or a check failed, 6 locked, 75 try again, "

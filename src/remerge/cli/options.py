@@ -32,6 +32,12 @@ engine_python = click.option(
     multiple=True,
     help="An interpreter of your own for an engine, e.g. llama.cpp=/opt/llama/bin/python.",
 )
+store = click.option(
+    "--store",
+    "place",
+    metavar="DIR",
+    help="The store's directory; REMERGE_STORE, or one among the user's data, by default.",
+)
 
 
 def pythons(given: Sequence[str]) -> dict[str, str]:

@@ -1,0 +1,1 @@
+"""Artefacts kept: content-addressed blobs, immutable records, names that point to them."""

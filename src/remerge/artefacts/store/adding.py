@@ -1,0 +1,238 @@
+"""Putting something into a store: files checked and taken over, then all of it at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from remerge.artefacts import user_index
+from remerge.artefacts.manifest import InputRecord
+from remerge.artefacts.names import check_name, name_of_input
+from remerge.artefacts.store import blobs, index
+from remerge.artefacts.store.describing import (
+    Described,
+    Found,
+    describe,
+    describe_adapter,
+    input_digest,
+)
+from remerge.artefacts.store.layout import Store
+from remerge.artefacts.store.records import Record, State, StoredFile, read_state
+from remerge.artefacts.store.refs import check_free, read_ref
+from remerge.artefacts.store.transactions import Change, changing, commit
+from remerge.errors import BadInput, TryAgain
+
+# Told of the file that is being taken over.
+Told = Callable[[str], None]
+# A garbage collection between looking and committing takes away what was there: look again.
+_TRIES = 3
+
+
+@dataclass(frozen=True)
+class Added:
+    """What `add` did. ``names`` are those that now point to the artefact, ``notes`` what the user
+    should know, ``adapters`` the ids of those that came with it."""
+
+    id: str
+    name: str
+    record: Record
+    already_there: bool
+    nbytes: int
+    adapters: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Taken:
+    """One artefact, its files staged where the store does not have them."""
+
+    record: Record
+    state: State
+    staged: Mapping[str, blobs.Staged]
+
+
+def add(
+    store: Store,
+    path: Path,
+    *,
+    name: str | None = None,
+    move: bool = False,
+    link: blobs.Link = "copy",
+    told: Told = lambda file: None,
+) -> Added:
+    """Keep what lies at ``path``: an output of remerge, an adapter or a base.
+
+    With a merge the adapters come that it was made of, where they are known. Every file is held to
+    its manifest on the way: raises `IntegrityError` for one that is another, `UsageError` for a
+    ``name`` that names another artefact, unless ``move``.
+    """
+    if name is not None:
+        check_name(name)
+    found = describe(path)
+    sources, notes = _sources(store, found.sources)
+    if found.left:
+        notes += (f"Not kept, as no manifest names them: {_some(found.left)}.",)
+    for _ in range(_TRIES):
+        with blobs.staging(store) as place:
+            taken = _take(store, place, found, link, told)
+            others = [_take(store, place, source, "copy", told) for source in sources]
+            with changing(store):
+                if not _is_there(store, (taken, *others)):
+                    continue
+                return _commit(store, taken, others, name, notes, move=move)
+    raise TryAgain(f"What {path} shares with the store {store} was collected meanwhile.")
+
+
+def _sources(
+    store: Store, records: Sequence[InputRecord]
+) -> tuple[list[Described], tuple[str, ...]]:
+    """The adapters of a merge where they lie now, and a sentence for each that is lost."""
+    found: list[Described] = []
+    notes: list[str] = []
+    for record in records:
+        files = {file.name: file.sha256 for file in record.files}
+        if index.inputs(store, input_digest(files)):
+            continue
+        place = user_index.location(files)
+        try:
+            if place is None:
+                raise BadInput("Nobody knows where it lies.")
+            found.append(describe_adapter(place, record))
+        except BadInput:
+            notes.append(
+                f"The adapter {record.name} is not in the store, and it is not known where it "
+                "lies: the merge cannot be made again from here. Keep it: remerge store add "
+                "ADAPTER."
+            )
+    return found, tuple(notes)
+
+
+def _take(store: Store, place: Path, found: Described, link: blobs.Link, told: Told) -> _Taken:
+    """Read every file, and stage those whose bytes the store does not have."""
+    staged: dict[str, blobs.Staged] = {}
+
+    def take(file: Found) -> StoredFile:
+        told(file.name)
+        if file.sha256 is not None and blobs.is_whole(store, file.sha256):
+            taken = blobs.check(file.path, file.sha256)
+        else:
+            taken = blobs.stage(place, file.path, file.sha256, link if file.derived else "copy")
+            if not blobs.is_whole(store, taken.sha256):
+                staged[taken.sha256] = taken
+        return StoredFile(
+            name=file.name, size=taken.size, sha256=taken.sha256, derived=file.derived
+        )
+
+    files = tuple(take(file) for file in found.files)
+    digests = {file.name: file.sha256 for file in files if file.name in found.inputs}
+    digest = input_digest(digests) if found.inputs else None
+    record = Record(
+        kind=found.kind,
+        digest=digest,
+        form=found.form,
+        single=found.single,
+        manifest=found.manifest,
+        merge_key=found.merge_key,
+        base=found.base,
+        adapters=found.adapters,
+        files=tuple(sorted(files, key=lambda file: file.name)),
+    )
+    state = State(
+        title=found.title
+        or name_of_input(found.kind, found.name, found.version or (digest or record.id)[:8]),
+        added=datetime.now(UTC).isoformat(timespec="milliseconds"),
+        attached=tuple(take(file) for file in found.attached),
+    )
+    return _Taken(record, state, staged)
+
+
+def _is_there(store: Store, taken: Sequence[_Taken]) -> bool:
+    """Whether all bytes are staged or in the store, now that nobody else changes it."""
+    staged = {digest for one in taken for digest in one.staged}
+    files = (file for one in taken for file in (*one.record.files, *one.state.attached))
+    return all(f.sha256 in staged or blobs.find(store, f.sha256) is not None for f in files)
+
+
+def _commit(
+    store: Store,
+    taken: _Taken,
+    others: Sequence[_Taken],
+    name: str | None,
+    notes: tuple[str, ...],
+    *,
+    move: bool,
+) -> Added:
+    artefact = taken.record.id
+    known = store.record(artefact).exists()
+    names = dict.fromkeys(_names(store, taken, name), taken.record.id)
+    was = {one: check_free(store, one, artefact, move=move) for one in names}
+    for other in others:
+        names |= dict.fromkeys(_names_of_source(store, other), other.record.id)
+    moves: list[tuple[Path, Path]] = []
+    writes: dict[Path, bytes | None] = {}
+    for one in (taken, *others):
+        moves += _moves(store, one)
+        writes |= _writes(store, one)
+    writes |= {
+        store.ref(one): f"{target}\n".encode()
+        for one, target in names.items()
+        if was.get(one) != target
+    }
+    chosen = name or (index.names_of(store, artefact) or list(names))[0]
+    entry = {"action": "add", "name": chosen, "artefact": artefact, "was": was.get(chosen)}
+    ids = tuple(one.record.id for one in (taken, *others))
+    if moves or writes:
+        commit(store, Change(entry, ids, tuple(names), moves, writes))
+    nbytes = sum(staged.size for one in (taken, *others) for staged in one.staged.values())
+    return Added(artefact, chosen, taken.record, known and not moves, nbytes, ids[1:], notes)
+
+
+def _names(store: Store, taken: _Taken, name: str | None) -> list[str]:
+    """The name that the artefact is to get: the one asked for, else its own where it has none."""
+    if name is not None:
+        return [name]
+    return [] if index.names_of(store, taken.record.id) else [taken.state.title]
+
+
+def _names_of_source(store: Store, taken: _Taken) -> list[str]:
+    """The name of an adapter that came along: nobody chose it, so it takes none from another."""
+    if index.names_of(store, taken.record.id):
+        return []
+    title = taken.state.title
+    return [title if read_ref(store, title) is None else f"{title}-{taken.record.id[:8]}"]
+
+
+def _moves(store: Store, taken: _Taken) -> list[tuple[Path, Path]]:
+    """Where staged bytes go. What a merge shares with an adapter or a base is no longer what may be
+    deleted."""
+    moves: dict[Path, Path] = {}
+    for file in (*taken.record.files, *taken.state.attached):
+        canonical, derived = store.canonical(file.sha256), store.derived(file.sha256)
+        place = derived if file.derived and not canonical.exists() else canonical
+        staged = taken.staged.get(file.sha256)
+        if staged is not None:
+            moves[staged.path] = place
+        elif not place.exists():
+            moves[derived] = canonical
+    return list(moves.items())
+
+
+def _writes(store: Store, taken: _Taken) -> dict[Path, bytes | None]:
+    """The record, if it is new, and the state: what is known of an artefact stays known."""
+    artefact, state = taken.record.id, taken.state
+    if not store.record(artefact).exists():
+        return {
+            store.record(artefact): taken.record.content(),
+            store.state(artefact): state.content(),
+        }
+    known = read_state(store, artefact)
+    attached = {file.name: file for file in (*known.attached, *state.attached)}
+    new = known.model_copy(update={"attached": tuple(attached.values()), "collected": None})
+    return {} if new == known else {store.state(artefact): new.content()}
+
+
+def _some(names: Sequence[str], most: int = 5) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

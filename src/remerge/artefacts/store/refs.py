@@ -1,0 +1,75 @@
+"""Names that point to artefacts, and what a user may write to mean one."""
+
+from __future__ import annotations
+
+import difflib
+import re
+
+from remerge.artefacts.names import check_name
+from remerge.artefacts.store import index
+from remerge.artefacts.store.layout import Store
+from remerge.errors import BadInput, UsageError
+
+_PREFIX = re.compile(r"(?:sha256:)?([0-9a-f]{6,64})")
+
+
+def read_ref(store: Store, name: str) -> str | None:
+    """The id that a name points to; None for a name that is free."""
+    try:
+        return store.ref(check_name(name)).read_text().strip()
+    except FileNotFoundError:
+        return None
+
+
+def all_names(store: Store) -> list[str]:
+    """Every name there is."""
+    # A killed process may leave the temporary file of one.
+    return sorted(path.name for path in store.refs.iterdir() if not path.name.endswith("~"))
+
+
+def resolve(store: Store, text: str) -> str:
+    """The id of the artefact that a name, an id, a merge key or the beginning of one means.
+
+    Raises `BadInput` where there is none, `UsageError` where there are several.
+    """
+    digits = _PREFIX.fullmatch(text)
+    if digits is None:
+        found = read_ref(store, text)
+        if found is not None:
+            return found
+        raise _unknown(store, text)
+    ids = index.beginning(store, digits[1])
+    if len(ids) == 1:
+        return ids[0]
+    if not ids:
+        raise _unknown(store, text)
+    raise UsageError(
+        f"{text} is the beginning of {len(ids)} artefacts: {', '.join(i[:12] for i in ids[:5])}.",
+        hint="Write more digits, or a name.",
+    )
+
+
+def check_free(store: Store, name: str, artefact: str, *, move: bool) -> str | None:
+    """The id that a name points to now, where it may be pointed to ``artefact``.
+
+    Raises `UsageError` where it points to another one and ``move`` does not allow that, and where
+    another name is the same but for capitals, which some file systems cannot tell apart.
+    """
+    now = read_ref(store, name)
+    if now is None:
+        alike = [known for known in all_names(store) if known.lower() == name.lower()]
+        if alike:
+            raise UsageError(f"{name} differs from the name {alike[0]} in capitals alone.")
+    elif now != artefact and not move:
+        raise UsageError(
+            f"{name} names another artefact, {now[:12]}.",
+            why="Somebody may rely on what it names.",
+            hint="Choose another name, or add --move; the log keeps what it named.",
+        )
+    return now
+
+
+def _unknown(store: Store, text: str) -> BadInput:
+    near = difflib.get_close_matches(text, all_names(store), n=3)
+    hint = f"Did you mean {' or '.join(near)}?" if near else "remerge store ls lists what it holds."
+    return BadInput(f"The store {store} has no artefact {text!r}.", hint=hint)

@@ -1,0 +1,118 @@
+"""The store as one object: what the command line and `remerge.Store` call.
+
+Modules are imported where they are used: listing ten thousand artefacts must not wait for torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from remerge.artefacts.store import index, layout, transactions
+
+if TYPE_CHECKING:
+    from remerge.artefacts.store.adding import Added
+    from remerge.artefacts.store.checking import Checked
+    from remerge.artefacts.store.showing import Shown
+
+Report = Callable[[int, int, str], None]
+
+
+def _silent(done: int, total: int, what: str) -> None:
+    pass
+
+
+class Store:
+    """Artefacts kept by their bytes' digests, and names that point to them.
+
+    ``place`` is its directory; by default what ``REMERGE_STORE`` says, else one among the user's
+    data. The first `add` makes it. Everywhere a ``target`` is a name, an id, a merge key, or the
+    first six digits or more of one.
+    """
+
+    def __init__(self, place: str | Path | None = None) -> None:
+        self._place = place
+
+    @property
+    def root(self) -> Path:
+        """The store's directory, whether or not it is there yet."""
+        return layout.place_of_store(self._place)
+
+    def add(
+        self,
+        path: str | Path,
+        *,
+        name: str | None = None,
+        move: bool = False,
+        link: Literal["copy", "hard"] = "copy",
+    ) -> Added:
+        """Keep an output of remerge, an adapter or a base; of a merge also its adapters.
+
+        Every file is held to its manifest on the way. Without ``name`` it gets one of its base and
+        adapters. Raises `IntegrityError` for a file that is another, `UsageError` for a name that
+        names another artefact, unless ``move``.
+        """
+        from remerge.artefacts.store import adding
+
+        opened = layout.open_store(self._place, create=True)
+        return adding.add(opened, Path(path), name=name, move=move, link=link)
+
+    def ls(self) -> list[index.Row]:
+        """All artefacts, oldest first."""
+        opened = self._opened()
+        transactions.settle(opened)
+        return index.rows(opened)
+
+    def show(self, target: str) -> Shown:
+        """What is known of one artefact."""
+        from remerge.artefacts.store import showing
+
+        return showing.show(self._opened(), target)
+
+    def log(self, target: str | None = None) -> list[dict[str, Any]]:
+        """Every change there was, oldest first; of one artefact or name alone."""
+        from remerge.artefacts.store import refs
+
+        opened = self._opened()
+        transactions.settle(opened)
+        entries = transactions.read_log(opened)
+        if target is None:
+            return entries
+        named = [entry for entry in entries if target in entry["names"]]
+        artefact = None if named else refs.resolve(opened, target)
+        return named or [entry for entry in entries if artefact in entry["artefacts"]]
+
+    def tag(self, target: str, name: str, *, move: bool = False) -> tuple[str, str | None]:
+        """Point ``name`` to an artefact; its id, and what the name meant before."""
+        from remerge.artefacts.store import tagging
+
+        return tagging.tag(self._opened(), target, name, move=move)
+
+    def rm(self, name: str) -> str:
+        """Take a name away; the id of the artefact that had it."""
+        from remerge.artefacts.store import tagging
+
+        return tagging.remove(self._opened(), name)
+
+    def pin(self, target: str, *, pinned: bool = True) -> str:
+        """Keep an artefact's bytes whatever `gc` is asked, or let go of them; its id."""
+        from remerge.artefacts.store import tagging
+
+        return tagging.pin(self._opened(), target, pinned=pinned)
+
+    def verify(self, targets: Sequence[str] = (), report: Report = _silent) -> Checked:
+        """Read every byte of some artefacts, or of all, and hold it to its digest."""
+        from remerge.artefacts.store import checking
+
+        return checking.verify(self._opened(), targets, report)
+
+    def reindex(self) -> int:
+        """Make the index again from the files that it is about; how many artefacts it has."""
+        opened = self._opened()
+        transactions.settle(opened)
+        index.rebuild(opened)
+        return len(index.rows(opened))
+
+    def _opened(self) -> layout.Store:
+        return layout.open_store(self._place)

@@ -1,0 +1,12 @@
+"""How a store says what became of an artefact."""
+
+from __future__ import annotations
+
+
+def status_of(*, collected: bool, rebuildable: bool, seconds: float | None) -> str:
+    """Where an artefact's bytes are, in a few words."""
+    if not collected:
+        return "here"
+    if not rebuildable:
+        return "deleted, not rebuildable"
+    return f"collected, rebuildable in about {max(seconds or 0.0, 0.1):.1f} s"
