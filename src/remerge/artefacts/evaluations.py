@@ -45,7 +45,7 @@ class Evaluation:
         return asdict(self)
 
 
-def read_statement(content: bytes, where: str) -> Statement:
+def statement_from(content: bytes, where: str) -> Statement:
     """A test result from its bytes; raises `BadInput` for what is none."""
     return parsed(Path(where), content.replace(b'"_type"', b'"type"', 1), Statement)
 

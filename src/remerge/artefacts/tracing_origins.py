@@ -11,7 +11,7 @@ from typing import Any
 
 from remerge.artefacts import user_index
 from remerge.artefacts.any_manifest import InputTold, Told, read_told
-from remerge.artefacts.evaluations import Evaluation, evaluation_of, read_statement
+from remerge.artefacts.evaluations import Evaluation, evaluation_of, statement_from
 from remerge.artefacts.found_files import manifest_at
 from remerge.artefacts.manifest import MANIFEST, PROVENANCE
 from remerge.artefacts.test_result import tests_of
@@ -113,7 +113,7 @@ def _evaluations(statements: Collection[bytes], digests: Collection[str]) -> tup
     found: list[Evaluation] = []
     for content in statements:
         with suppress(BadInput):
-            found.append(evaluation_of(read_statement(content, "A test result"), digests))
+            found.append(evaluation_of(statement_from(content, "A test result"), digests))
     return tuple(sorted(found, key=lambda one: one.date))
 
 
