@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from remerge.artefacts.any_manifest import InputTold, Told
+from remerge.artefacts.manifest_facts import InputTold, Told
 from remerge.artefacts.evaluations import Evaluation
 from remerge.artefacts.tensor_differences import (
     Contents,
@@ -121,9 +121,9 @@ def _called_alike(a: Side, b: Side) -> Side:
     """Of two artefacts that are one file each the name says nothing."""
     if len(a.names) != 1 or len(b.names) != 1 or a.kind != b.kind:
         return b
-    (name,) = a.names
-    files = {name: path for path in b.contents.files.values()}
-    digests = {name: digest for digest in b.contents.digests.values()}
+    (name,), contents = a.names, b.contents
+    files = dict(zip((name,), contents.files.values(), strict=False))
+    digests = dict(zip((name,), contents.digests.values(), strict=False))
     return replace(b, contents=Contents(files, digests), names=a.names)
 
 
@@ -323,7 +323,7 @@ def _changed_files(a: Contents, b: Contents, tensors: TensorDifferences | None) 
     """Files of one name with other bytes. Those whose tensors were read are not read again: of them
     only the headers are compared."""
     read = tensors is not None and tensors.compared > 0
-    touched = {one.name for one in ([] if tensors is None else tensors.changed)}
+    touched: set[str] = set() if tensors is None else {one.name for one in tensors.changed}
     found: list[str] = []
     for name in sorted(a.files.keys() & b.files.keys()):
         if not read or not name.endswith(_TENSOR_FILES):

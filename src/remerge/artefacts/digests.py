@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from remerge.artefacts import user_index
-from remerge.merging.plan import Plan
+from remerge.merging.plan import Plan, SideFile
 from remerge.sources.references import stated_digest
 
 
@@ -46,6 +46,13 @@ def small_digests(plan: Plan) -> dict[str, str]:
     sources = {f"side/{side.name}": side.source for side in plan.side_files}
     found = {key: file_digest(path) for key, path in sources.items() if path is not None}
     return found | {"base/config.json": file_digest(plan.base.path / "config.json")}
+
+
+def side_digest(side: SideFile) -> str:
+    """SHA-256 of a side file as it is written."""
+    if side.content is not None:
+        return hashlib.sha256(side.content).hexdigest()
+    return file_digest(side.source)
 
 
 def file_digest(path: Path | None) -> str:

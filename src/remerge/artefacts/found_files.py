@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
 
-from remerge.artefacts.any_manifest import Told, read_told
+from remerge.artefacts.manifest_facts import Told, read_told
 from remerge.artefacts.manifest import MANIFEST
 from remerge.errors import BadInput, TryAgain
 

@@ -6,11 +6,7 @@ reads it as a checkpoint that is written for it; here it is planned, recorded an
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -29,17 +25,18 @@ from remerge.artefacts.engine_manifest import (
     is_engine_made,
     read_engine_manifest,
 )
-from remerge.artefacts.making import Judge, Report, make, remember, write_side_file
-from remerge.artefacts.manifest import MANIFEST, PROVENANCE, FileRecord, read_manifest, to_bytes
+from remerge.artefacts.engine_work import Work, key_of, records_of, unheard
+from remerge.artefacts.making import Judge, Report, remember
+from remerge.artefacts.manifest import MANIFEST, FileRecord, read_manifest, to_bytes
 from remerge.artefacts.recording import adapter_records, file_record, input_name, input_record
 from remerge.artefacts.test_result import tests_of
-from remerge.engines.calling import Note, call
+from remerge.engines.calling import Note
 from remerge.engines.environments import python_of
 from remerge.engines.forms import Asked
 from remerge.engines.machine import memory
 from remerge.errors import BadInput
-from remerge.merging.budget import DEFAULT, Resources, peak_memory
-from remerge.merging.plan import Plan, merge_key
+from remerge.merging.budget import peak_memory
+from remerge.merging.plan import Plan
 from remerge.outputs.directory import (
     check_free,
     check_place,
@@ -49,7 +46,7 @@ from remerge.outputs.directory import (
     workplace,
     write_durably,
 )
-from remerge.outputs.planning import Inputs, make_plan
+from remerge.outputs.planning import Inputs
 from remerge.outputs.single_file import (
     FILE,
     check_file,
@@ -58,13 +55,7 @@ from remerge.outputs.single_file import (
     named,
     publish_file,
 )
-from remerge.outputs.spellings import both_spellings
-from remerge.sources.storage import sync_file
 from remerge.version import ALGORITHM, __version__
-
-
-def _unheard(text: str) -> None:
-    pass
 
 
 @dataclass(frozen=True)
@@ -85,97 +76,6 @@ class EngineResult:
         return tuple(folder / record.name for record in self.manifest.outputs)
 
 
-@dataclass(frozen=True)
-class Work:
-    """Everything an engine needs to know to write an output."""
-
-    inputs: Inputs
-    plan: Plan
-    asked: Asked
-    origin: Origin
-    merge_key: str
-    threads: int | None
-    pythons: Mapping[str, str]
-    report: Report
-    note: Note = _unheard
-
-    def run(self, work: Path, target: Path | None, beside: Path | None = None) -> dict[str, Any]:
-        """Have ``target`` (a file, or a directory to fill) written; with None only the digest of
-        a file is taken. What goes with a file comes to ``beside``. What the engine reads lies in
-        ``work`` meanwhile."""
-        form = self.asked.form
-        python = python_of(form.engine, self.pythons)
-        with tempfile.TemporaryDirectory(prefix=".model-", dir=work) as folder:
-            # Converters read the model's name, size and kind off its directory's name.
-            directory = Path(folder) / (self.origin.base.rpartition("/")[2] or "model")
-            if form.reads == "checkpoint":
-                self._survey(python)
-                self._write_checkpoint(directory)
-                peak = self._refer(directory, Path(folder) / "reference.npz")
-            else:
-                peak = 0
-                directory.mkdir()
-                for side in self.plan.side_files:
-                    write_side_file(directory, side)
-            request = {
-                "base": str(self.inputs.base.path),
-                "original": self.inputs.original,
-                "adapters": [str(adapter.path) for adapter in self.inputs.adapters],
-                "recipe": self.plan.recipe.model_dump(mode="json"),
-                "plan_id": self.plan.plan_id,
-                "directory": str(directory),
-                "reference": str(Path(folder) / "reference.npz"),
-                "target": os.devnull if target is None else str(target.absolute()),
-                "beside": None if beside is None else str(beside.absolute()),
-                "files": {name: str(path.absolute()) for name, path in self.asked.files.items()},
-                "threads": self.threads,
-                "about": {**self.origin.model_dump(), "merge_key": self.merge_key},
-            }
-            # What an engine leaves where it stands goes with the folder.
-            place = Path(folder)
-            told = call(python, form.module, request, self.report, note=self.note, place=place)
-            return {**told, "peak_memory": max(told["peak_memory"], peak)}
-
-    def again(self, place: Path, name: str | None) -> dict[str, str]:
-        """Write everything a second time, below ``place``; the digests of its files. Of one file,
-        called ``name``, nothing is kept."""
-        if self.asked.form.suffix is not None:
-            assert name is not None
-            return {name: self.run(place, None)["sha256"]}
-        with tempfile.TemporaryDirectory(prefix=".again-", dir=place) as folder:
-            told = self.run(place, Path(folder))
-            return {r.name: r.sha256 for r in records_of(Path(folder), told, None, None)}
-
-    def _survey(self, python: Path) -> None:
-        """Have the engine refuse what it does not know before anything is written."""
-        form = self.asked.form
-        if form.survey is not None:
-            options = dict(self.asked.options)
-            request = {"config": dict(self.plan.config), "options": options}
-            call(python, form.survey, request, self.report)
-
-    def _refer(self, directory: Path, target: Path) -> int:
-        """Write the merge's logits, by remerge's own environment; the memory that it took."""
-        request = {"directory": str(directory), "target": str(target)}
-        python = Path(sys.executable)
-        return call(python, "remerge.engines.reference", request, self.report)["peak_memory"]
-
-    def _write_checkpoint(self, directory: Path) -> None:
-        """The merge as a checkpoint, for an engine that loads one: in its transformers' words."""
-        recipe = self.plan.recipe.model_copy(update={"format": "safetensors", "form": {}})
-        plan = make_plan(self.inputs, recipe, DEFAULT)
-        resources = Resources.of(
-            DEFAULT, self.threads, quantised=plan.decodes, combines=plan.combines
-        )
-        cpu = torch.device("cpu")
-        make(self.inputs, plan, directory, resources, device=cpu, started=time.time())
-        # Beside the output's own files it would be taken for what the engine made.
-        for name in (MANIFEST, PROVENANCE):
-            (directory / name).unlink()
-        path = directory / "config.json"
-        path.write_text(json.dumps(both_spellings(json.loads(path.read_bytes())), indent=2) + "\n")
-
-
 def make_by_engine(
     inputs: Inputs,
     plan: Plan,
@@ -188,7 +88,7 @@ def make_by_engine(
     overwrite: bool = False,
     prove: bool = False,
     report: Report = lambda done, total, tensor: None,
-    note: Note = _unheard,
+    note: Note = unheard,
     judge: Judge | None = None,
 ) -> EngineResult:
     """Write the planned merge to ``out`` in the form that was asked for, or leave ``out`` as it
@@ -226,7 +126,7 @@ def make_by_engine(
     with (file_workplace if single else workplace)(out, state) as place:
         name = FILE if single else _name(out, asked)
         target = place.work if name is None else place.work / name
-        told = work.run(place.work, target, None if single else place.work)
+        told = work.run(place.work, target, None if single else place.work, name)
         if any(a.changed() for a in plan.adapters) or input_digests(plan) != read:
             raise BadInput("An input changed while it was merged.")
         records = records_of(place.work, told, name, out.name if single else None)
@@ -256,10 +156,12 @@ def make_by_engine(
 def _proof(work: Work, place: Path, records: Sequence[FileRecord]) -> tuple[bool, str]:
     """Whether a second run gives the same bytes, and a sentence that says so."""
     suffix = work.asked.form.suffix
-    compared = [r for r in records if suffix is None or Path(r.name).suffix == suffix]
+    one = next(
+        (r.name for r in records if suffix is not None and Path(r.name).suffix == suffix), None
+    )
     # What the user should know, the first run has said.
-    again = replace(work, note=_unheard).again(place, compared[0].name)
-    differing = [record.name for record in compared if again.get(record.name) != record.sha256]
+    again = replace(work, note=unheard).again(place, one, alone=len(records) == 1)
+    differing = [record.name for record in records if again.get(record.name) != record.sha256]
     if not differing:
         return True, "Written twice: both times the same bytes."
     return False, f"Written twice: {', '.join(differing)} came out differently."
@@ -277,14 +179,6 @@ def origin_of(inputs: Inputs) -> Origin:
                 base=made.base.name, base_id=made.base.hub_id, adapters=(*before, *adapters)
             )
     return Origin(base=input_name(reference), base_id=reference.hub_id, adapters=adapters)
-
-
-def key_of(plan: Plan, digests: Mapping[str, str], asked: Asked, origin: Origin) -> str:
-    """The merge key of what an engine writes: the engine is an input as well, and so is what the
-    output says of its origin."""
-    engine = asked.form.engine
-    words = {f"engine/{engine.name}": engine.identity, "origin": origin.model_dump_json()}
-    return merge_key(plan, {**digests, **words})
 
 
 def _name(out: Path, asked: Asked) -> str | None:
@@ -319,22 +213,6 @@ def _check_memory(plan: Plan, asked: Asked) -> None:
 
 def _weights(plan: Plan) -> int:
     return sum(math.prod(tensor.shape) for tensor in plan.tensors.values())
-
-
-def records_of(
-    work: Path, told: Mapping[str, Any], name: str | None, alone: str | None
-) -> list[FileRecord]:
-    """The output's files with sizes and digests: as the engine told them while it wrote, or read
-    again. ``name`` is the file that it told of, ``alone`` what that one will be called."""
-    found: list[FileRecord] = []
-    for path in sorted(work.rglob("*")):
-        at = path.relative_to(work).as_posix()
-        if at == name:
-            found.append(FileRecord(name=alone or at, size=told["size"], sha256=told["sha256"]))
-        elif path.is_file() and not at.startswith(".") and alone is None:
-            sync_file(path)
-            found.append(file_record(path, at))
-    return found
 
 
 def _already_there(out: Path, key: str) -> EngineManifest | None:

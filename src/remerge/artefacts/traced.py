@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol
 
-from remerge.artefacts.any_manifest import Told
+from remerge.artefacts.manifest_facts import Told
 from remerge.artefacts.evaluations import Evaluation
 from remerge.artefacts.self_description import Claims
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from remerge.artefacts.any_manifest import Told
+from remerge.artefacts.manifest_facts import Told
 from remerge.artefacts.found_files import (
     Report,
     digests_now,

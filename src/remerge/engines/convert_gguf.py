@@ -66,7 +66,7 @@ def work(request: Mapping[str, Any], report: Report) -> dict[str, Any]:
         threads = request["threads"] or os.cpu_count() or 1
         written = write_gguf(target, contents, quantiser, threads, report)
     if request["beside"] is not None:
-        write_modelfile(Path(request["beside"]) / "Modelfile", target.name, directory)
+        write_modelfile(Path(request["beside"]) / "Modelfile", request["name"], directory)
     if options.file_type.startswith(_COARSE):
         notes.append(_warning(options.file_type, written.loss))
     return {

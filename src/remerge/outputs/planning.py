@@ -67,32 +67,52 @@ def open_inputs(
     reached.
     """
     references = tuple(resolve(adapter, "adapter", progress=progress) for adapter in adapters)
-    opened = tuple(open_adapter(reference.path.absolute()) for reference in references)
+    opened = _opened(references)
     if base is None:
         base = _named_base(opened)
     base_reference = resolve(base, "base", copy_code=copy_code, progress=progress)
-    notes = _other_bases(opened, base_reference)
-    opened_base = open_checkpoint(base_reference.path.absolute())
+    inputs = _inputs(base_reference, references, opened, labels_of(adapters))
     original = _original(base_precision)
-    if original is not None:
-        quantised = opened_base
-        base_reference = resolve(original, "base", copy_code=copy_code, progress=progress)
-        opened_base = open_checkpoint(base_reference.path.absolute())
-        _check_original(quantised, opened_base)
-        notes = (
-            *notes,
-            f"Merged into the original {base_reference.hub_id or original}, not into the quantised "
-            "base whose rounded weights training saw.",
-        )
-    return Inputs(
-        opened_base,
-        base_reference,
-        opened,
-        references,
-        labels_of(adapters),
-        notes,
-        original is not None,
+    if original is None:
+        return inputs
+    base_reference = resolve(original, "base", copy_code=copy_code, progress=progress)
+    opened_base = open_checkpoint(base_reference.path.absolute())
+    _check_original(inputs.base, opened_base)
+    note = (
+        f"Merged into the original {base_reference.hub_id or original}, not into the quantised "
+        "base whose rounded weights training saw."
     )
+    return replace(
+        inputs,
+        base=opened_base,
+        base_reference=base_reference,
+        notes=(*inputs.notes, note),
+        original=True,
+    )
+
+
+def open_references(
+    base: Reference, adapters: Sequence[Reference], labels: Sequence[str], *, original: bool
+) -> Inputs:
+    """Open inputs that were found before; ``original`` as of `Inputs`. Raises `BadInput`."""
+    references = tuple(adapters)
+    inputs = _inputs(base, references, _opened(references), tuple(labels))
+    return replace(inputs, original=original)
+
+
+def _opened(references: Sequence[Reference]) -> tuple[Adapter, ...]:
+    return tuple(open_adapter(reference.path.absolute()) for reference in references)
+
+
+def _inputs(
+    base: Reference,
+    references: tuple[Reference, ...],
+    adapters: tuple[Adapter, ...],
+    labels: tuple[str, ...],
+) -> Inputs:
+    notes = _other_bases(adapters, base)
+    opened = open_checkpoint(base.path.absolute())
+    return Inputs(opened, base, adapters, references, labels, notes)
 
 
 def _original(base_precision: str | None) -> str | None:

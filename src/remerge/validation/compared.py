@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from remerge.artefacts.manifest import MANIFEST, PROVENANCE, FileRecord, parsed
+from remerge.artefacts.origins import adapters_of, base_digests, check_input, place_of
 from remerge.artefacts.recording import file_record
 from remerge.artefacts.test_result import TESTS
 from remerge.errors import BadInput, IntegrityError, UsageError
@@ -20,7 +21,6 @@ from remerge.merging.recipe import Recipe, make_recipe
 from remerge.outputs.planning import Inputs, make_plan, open_inputs
 from remerge.validation.artefact import Artefact, find_artefact
 from remerge.validation.limits import Gate
-from remerge.validation.origins import adapters_of, base_digests, check_input, place_of
 
 # Of a recipe, what decides values; the rest says how they are written.
 DECIDES = (

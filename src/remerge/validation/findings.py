@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from remerge.artefacts.digests import file_digest
-from remerge.artefacts.manifest import PREPARATIONS
+from remerge.artefacts.digests import file_digest, side_digest
 from remerge.errors import IntegrityError, NotReproduced, RemergeError
-from remerge.merging import preparations
-from remerge.merging.merged import MergedCheckpoint
 from remerge.merging.plan import Plan
 
 
@@ -33,11 +29,7 @@ def check_side_files(output: Path, plan: Plan, recorded: Mapping[str, str]) -> N
     for side in plan.side_files:
         path = output / side.name
         found = file_digest(path)
-        derived = (
-            hashlib.sha256(side.content).hexdigest()
-            if side.content is not None
-            else file_digest(side.source)
-        )
+        derived = side_digest(side)
         as_recorded = found == recorded.get(side.name)
         if found != derived or not as_recorded:
             raise failure(path, "", as_recorded)
@@ -55,10 +47,3 @@ def failure(path: Path, where: str, as_recorded: bool) -> RemergeError:
         why="It was changed or damaged after the merge.",
         hint="Merge again with --overwrite.",
     )
-
-
-def restore_preparations(merged: MergedCheckpoint, plan: Plan, output: Path) -> None:
-    """Use the recorded factors where another numerical stack would compute others."""
-    path = output / PREPARATIONS
-    if path.is_file():
-        merged.prepared.update(preparations.restore(path, plan.steps))

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from remerge.artefacts.making import write_side_file
+from remerge.artefacts.origins import adapters_of, base_digests, check_input, place_of
 from remerge.errors import UsageError
 from remerge.merging.plan import Plan
 from remerge.merging.recipe import Recipe
 from remerge.outputs.planning import Inputs, make_plan, open_inputs
 from remerge.sources.documents import as_object, read_json_object
 from remerge.validation.artefact import Artefact, find_artefact
-from remerge.validation.origins import adapters_of, base_digests, check_input, place_of
 
 
 @dataclass(frozen=True)

@@ -2,37 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock, local
 from typing import Any
 
 import torch
 
-from remerge.artefacts.adapter_manifest import AdapterManifest, is_combined, read_adapter_manifest
+from remerge.artefacts.adapter_manifest import AdapterManifest
+from remerge.artefacts.any_manifest import DerivedManifest, read_any_manifest
 from remerge.artefacts.digests import file_digest
-from remerge.artefacts.engine_manifest import (
-    EngineManifest,
-    is_engine_made,
-    read_engine_manifest,
-)
+from remerge.artefacts.engine_manifest import EngineManifest, manifest_path
+from remerge.artefacts.extraction_manifest import ExtractionManifest
 from remerge.artefacts.making import Report
-from remerge.artefacts.manifest import Manifest, read_manifest
-from remerge.errors import BadInput, IntegrityError, NotReproduced
-from remerge.merging.budget import Resources
-from remerge.merging.local import derive
+from remerge.artefacts.making_again import derive_weights
+from remerge.artefacts.manifest import PREPARATIONS, Manifest, read_manifest
+from remerge.artefacts.rederiving import open_again, sources_of
+from remerge.errors import BadInput, IntegrityError
 from remerge.merging.plan import OutputFile, Plan
-from remerge.outputs.planning import make_plan, open_inputs
 from remerge.sources.dtypes import itemsize, torch_dtype
 from remerge.sources.storage import InputFile, aligned_buffer
-from remerge.validation.findings import (
-    VerifyReport,
-    check_side_files,
-    failure,
-    restore_preparations,
-)
-from remerge.validation.origins import adapters_of, base_digests, check_input, place_of
+from remerge.validation.findings import VerifyReport, check_side_files, failure
 from remerge.validation.verify_engine_made import verify_engine_made
 
 
@@ -63,54 +55,45 @@ def verify(
     `NotReproduced` (exit 5) when the derivation does, each naming the first difference.
     """
     manifest = _manifest(output)
-    _check_present(output if output.is_dir() else output.parent, manifest)
-    inputs = open_inputs(
-        base or place_of(manifest.base, "base"),
-        adapters_of(manifest.adapters, adapters),
-        copy_code=manifest.recipe.copy_code,
+    folder = output if output.is_dir() else output.parent
+    _check_present(folder, manifest)
+    sources = sources_of(base, adapters, copy_code=manifest.recipe.copy_code)
+    recorded = folder / PREPARATIONS
+    derivation = open_again(
+        manifest,
+        sources,
+        max_memory=max_memory,
+        preparations=recorded if _names(manifest, PREPARATIONS) else None,
     )
-    inputs = replace(inputs, original=manifest.recipe.base_precision == "original")
-    for record, opened in zip(manifest.adapters, inputs.adapters, strict=True):
-        check_input(record, opened.path, opened.digests(), "adapter")
-    plan = make_plan(inputs, manifest.recipe, max_memory)
-    if plan.plan_id != manifest.plan_id:
-        raise NotReproduced(
-            f"{output} was planned differently: its plan id is {manifest.plan_id[:16]}, today's "
-            f"is {plan.plan_id[:16]}.",
-            why="Another version of remerge or transformers made it, or the base is another one.",
-        )
     if isinstance(manifest, AdapterManifest):
         # It always imports transformers, which takes seconds; most merges can do without.
         from remerge.validation.verify_adapter import verify_adapter
 
-        check_input(manifest.base, plan.base.path, base_digests(plan), "base")
-        return verify_adapter(
-            output, manifest, inputs, plan, max_memory, threads, device=device, report=report
-        )
+        return verify_adapter(output, manifest, derivation, threads, device=device, report=report)
     if isinstance(manifest, EngineManifest):
-        check_input(manifest.base, plan.base.path, base_digests(plan), "base")
-        return verify_engine_made(output, manifest, inputs, plan, threads, pythons, report=report)
+        return verify_engine_made(output, manifest, derivation, threads, pythons, report=report)
     sink = _Comparer(output)
-    resources = Resources.of(max_memory, threads, quantised=plan.decodes, combines=plan.combines)
-    twins = {file.twin.name for file in plan.files if file.twin is not None}
-    unread = [shard for shard in plan.base.shards if shard.name not in twins]
-    with plan.open(device) as merged:
-        restore_preparations(merged, plan, output)
-        counter = _counter(sum(part.size for part in (*plan.files, *unread)), report)
-        digests = derive(merged, plan.files, unread, sink, resources, counter)
-    digests["config.json"] = file_digest(plan.base.path / "config.json")
-    check_input(manifest.base, plan.base.path, digests, "base")
-    _judge(output, manifest, plan, sink)
+    with tempfile.TemporaryDirectory(prefix="remerge-verify-") as place:
+        derive_weights(derivation, sink, Path(place), device=device, threads=threads, report=report)
+    _judge(output, manifest, derivation.plan, sink)
+    plan = derivation.plan
     compared = sum(record.size for record in manifest.outputs)
     return VerifyReport(
         output, manifest.merge_key, len(manifest.outputs), len(plan.tensors), compared, plan.notes
     )
 
 
-def _manifest(output: Path) -> Manifest | AdapterManifest | EngineManifest:
-    if is_combined(output):
-        return read_adapter_manifest(output)
-    return read_engine_manifest(output) if is_engine_made(output) else read_manifest(output)
+def _manifest(output: Path) -> DerivedManifest:
+    path = manifest_path(output)
+    if not path.is_file():
+        # It says why there is none.
+        return read_manifest(output)
+    found = read_any_manifest(path)
+    return read_manifest(output) if isinstance(found, ExtractionManifest) else found
+
+
+def _names(manifest: DerivedManifest, name: str) -> bool:
+    return any(record.name == name for record in manifest.outputs)
 
 
 def _judge(output: Path, manifest: Manifest, plan: Plan, sink: _Comparer) -> None:
@@ -126,7 +109,7 @@ def _judge(output: Path, manifest: Manifest, plan: Plan, sink: _Comparer) -> Non
     check_side_files(output, plan, recorded)
 
 
-def _check_present(output: Path, manifest: Manifest | AdapterManifest | EngineManifest) -> None:
+def _check_present(output: Path, manifest: DerivedManifest) -> None:
     for record in manifest.outputs:
         path = output / record.name
         if not path.resolve().is_relative_to(output.resolve()):
@@ -138,19 +121,6 @@ def _check_present(output: Path, manifest: Manifest | AdapterManifest | EngineMa
                 f"{path} has {path.stat().st_size:,} bytes; its manifest says {record.size:,}.",
                 why="It was changed or damaged after the merge.",
             )
-
-
-def _counter(total: int, report: Report) -> Callable[[int, str], None]:
-    done = 0
-    lock = Lock()
-
-    def add(nbytes: int, tensor: str) -> None:
-        nonlocal done
-        with lock:
-            done += nbytes
-            report(done, total, tensor)
-
-    return add
 
 
 class _Comparer:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import struct
+import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -12,46 +12,34 @@ import torch
 from remerge.artefacts.adapter_manifest import AdapterManifest
 from remerge.artefacts.digests import file_digest
 from remerge.artefacts.making import Report
-from remerge.artefacts.making_adapter import counting
-from remerge.merging.adapter_factors import Factors
-from remerge.merging.adapter_plan import plan_adapter
-from remerge.merging.plan import Plan
-from remerge.outputs.combined_adapter import derive
+from remerge.artefacts.making_adapter_again import derive_adapter
+from remerge.artefacts.origins import shard_digests
+from remerge.artefacts.rederiving import Derivation, check_inputs
 from remerge.outputs.peft_adapter import CONFIG, WEIGHTS
-from remerge.outputs.planning import Inputs
 from remerge.sources.dtypes import dtype_name
 from remerge.sources.header import build_header, read_header
-from remerge.validation.findings import (
-    VerifyReport,
-    check_side_files,
-    failure,
-    restore_preparations,
-)
+from remerge.validation.findings import VerifyReport, check_side_files, failure
 
 
 def verify_adapter(
     output: Path,
     manifest: AdapterManifest,
-    inputs: Inputs,
-    plan: Plan,
-    max_memory: int,
+    derivation: Derivation,
     threads: int | None,
     *,
     device: torch.device,
     report: Report,
 ) -> VerifyReport:
-    """Derive the new adapter again, from inputs that were found to be those of its manifest, and
-    compare it with what lies in ``output``."""
-    adapter = plan_adapter(plan)
-    recorded = {record.name: record.sha256 for record in manifest.outputs}
+    """Derive the new adapter again and compare it with what lies in ``output``."""
+    plan = derivation.plan
+    check_inputs(derivation, shard_digests(plan))
+    recorded = derivation.recorded
     comparer = Comparer(output / WEIGHTS)
     try:
-        with adapter.plan.open(device) as merged:
-            restore_preparations(merged, adapter.plan, output)
-            found = Factors(adapter, merged, max_memory, threads or min(os.cpu_count() or 1, 8))
-            based, told = inputs.base_reference, counting(adapter, report)
-            # The name that the base had then: it may lie elsewhere now.
-            derived = derive(found, comparer, manifest.base.name, based.commit, told)
+        with tempfile.TemporaryDirectory(prefix="remerge-verify-") as place:
+            derived, _ = derive_adapter(
+                derivation, comparer, Path(place), device=device, threads=threads, report=report
+            )
     finally:
         comparer.close()
     for name, difference in (

@@ -5,7 +5,7 @@ Modules are imported where they are used: listing ten thousand artefacts must no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,6 +14,9 @@ from remerge.artefacts.store import index, layout, transactions
 if TYPE_CHECKING:
     from remerge.artefacts.store.adding import Added
     from remerge.artefacts.store.checking import Checked
+    from remerge.artefacts.store.collecting import Collection
+    from remerge.artefacts.store.materializing import Materialized
+    from remerge.artefacts.store.rebuilding import Means, Rebuilt
     from remerge.artefacts.store.showing import Shown
 
 Report = Callable[[int, int, str], None]
@@ -101,6 +104,75 @@ class Store:
 
         return tagging.pin(self._opened(), target, pinned=pinned)
 
+    def materialize(
+        self,
+        target: str,
+        output: str | Path,
+        *,
+        link: Literal["copy", "hard"] = "copy",
+        overwrite: bool = False,
+        threads: int | None = None,
+        device: str = "cpu",
+        engine_python: Mapping[str, str] | None = None,
+        report: Report = _silent,
+    ) -> Materialized:
+        """Write an artefact's files to the directory ``output``, each held to its digest.
+
+        What was collected is derived again. ``output`` is complete in the end or as it was.
+        """
+        from remerge.artefacts.store import materializing
+
+        means = self._means(device, threads, engine_python, report)
+        return materializing.materialize(
+            self._opened(), target, Path(output), means, link=link, overwrite=overwrite
+        )
+
+    def rebuild(
+        self,
+        target: str,
+        *,
+        threads: int | None = None,
+        device: str = "cpu",
+        engine_python: Mapping[str, str] | None = None,
+        report: Report = _silent,
+    ) -> Rebuilt:
+        """Derive an artefact again: proves that it can be, and puts back what is missing.
+
+        Raises `NotReproduced` where a byte differs; the store then is as it was.
+        """
+        from remerge.artefacts.store import rebuilding
+
+        means = self._means(device, threads, engine_python, report)
+        return rebuilding.rebuild(self._opened(), target, means)
+
+    def gc(
+        self,
+        targets: Sequence[str] = (),
+        *,
+        keep_last: int | None = None,
+        keep_within: str | None = None,
+        keep_tag: Sequence[str] = (),
+        dry_run: bool = False,
+        force: bool = False,
+        threads: int | None = None,
+        device: str = "cpu",
+        engine_python: Mapping[str, str] | None = None,
+        report: Report = _silent,
+    ) -> Collection:
+        """Delete the bytes of merges that base and adapters bring back, once that is proved.
+
+        Adapters and bases are never touched, nor what is pinned or kept by ``keep_last``,
+        ``keep_within`` (``"30d"``) or ``keep_tag`` (patterns of names). ``force`` also deletes what
+        cannot be made again.
+        """
+        from remerge.artefacts.store import collecting, retention
+
+        kept = retention.read_retention(keep_last, keep_within, keep_tag)
+        means = self._means(device, threads, engine_python, report)
+        return collecting.collect(
+            self._opened(), kept, means, targets=targets, dry_run=dry_run, force=force
+        )
+
     def verify(self, targets: Sequence[str] = (), report: Report = _silent) -> Checked:
         """Read every byte of some artefacts, or of all, and hold it to its digest."""
         from remerge.artefacts.store import checking
@@ -113,6 +185,15 @@ class Store:
         transactions.settle(opened)
         index.rebuild(opened)
         return len(index.rows(opened))
+
+    def _means(
+        self, device: str, threads: int | None, pythons: Mapping[str, str] | None, report: Report
+    ) -> Means:
+        import torch
+
+        from remerge.artefacts.store.rebuilding import Means
+
+        return Means(torch.device(device), threads, pythons or {}, report)
 
     def _opened(self) -> layout.Store:
         return layout.open_store(self._place)

@@ -13,7 +13,10 @@ _COMMANDS = (
     "log",
     "tag",
     "pin",
+    "materialize",
     "verify",
+    "gc",
+    "rebuild",
     "reindex",
     "rm",
 )

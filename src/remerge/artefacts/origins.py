@@ -44,15 +44,22 @@ def check_input(record: InputRecord, path: Path, digests: Mapping[str, str], kin
     """Raises `IntegrityError` for an input that is not the one that the manifest names."""
     for file in record.files:
         if digests.get(file.name) != file.sha256:
+            there = (path / file.name).is_file()
             raise IntegrityError(
-                f"The {kind}'s {path / file.name} is not the file that the manifest names.",
+                f"The {kind}'s {path / file.name} is "
+                + ("not the file that the manifest names." if there else "missing."),
                 why=f"The {kind} was changed or replaced since the merge, or another was given.",
                 hint=f"Name the right one with --{kind} PATH.",
             )
 
 
-def base_digests(plan: Plan) -> dict[str, str]:
-    """SHA-256 of the base's weight files and configuration by name."""
+def shard_digests(plan: Plan) -> dict[str, str]:
+    """SHA-256 of the base's weight files by name: as the Hub's cache states it, remembered, or read
+    now."""
     digests = weight_digests([shard.path for shard in plan.base.shards])
-    found = {shard.name: digests[shard.path] for shard in plan.base.shards}
-    return found | {"config.json": file_digest(plan.base.path / "config.json")}
+    return {shard.name: digests[shard.path] for shard in plan.base.shards}
+
+
+def base_digests(plan: Plan) -> dict[str, str]:
+    """SHA-256 of the base's weight files, as `shard_digests`, and of its configuration."""
+    return shard_digests(plan) | {"config.json": file_digest(plan.base.path / "config.json")}
