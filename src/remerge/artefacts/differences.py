@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from remerge.artefacts.manifest_facts import InputTold, Told
 from remerge.artefacts.evaluations import Evaluation
+from remerge.artefacts.manifest_facts import InputTold, Told
 from remerge.artefacts.tensor_differences import (
     Contents,
     Report,

@@ -11,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
 
-from remerge.artefacts.manifest_facts import Told, read_told
 from remerge.artefacts.manifest import MANIFEST
+from remerge.artefacts.manifest_facts import Told, read_told
 from remerge.errors import BadInput, TryAgain
 
 # Bytes done, bytes in all, the file at hand.
@@ -25,7 +25,7 @@ _WEIGHTS = re.compile(
 _NO_WEIGHTS = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state).*")
 _MOST_FILES = 10_000
 _MOST_MANIFESTS = 200
-_MAX_MANIFEST = 100_000_000
+_MAX_MANIFEST = 2**28
 _BLOCK = 2**22
 _LEVELS = 2
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol
 
-from remerge.artefacts.manifest_facts import Told
 from remerge.artefacts.evaluations import Evaluation
+from remerge.artefacts.manifest_facts import Told
 from remerge.artefacts.self_description import Claims
 
 Way = Literal["manifest", "store", "metadata", "configuration"]

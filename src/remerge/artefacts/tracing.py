@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from remerge.artefacts.manifest_facts import Told
 from remerge.artefacts.found_files import (
     Report,
     digests_now,
@@ -22,6 +21,7 @@ from remerge.artefacts.found_files import (
     weights_below,
 )
 from remerge.artefacts.manifest import MANIFEST
+from remerge.artefacts.manifest_facts import Told
 from remerge.artefacts.self_description import Claims, claims_of_directory, claims_of_file
 from remerge.artefacts.traced import Kept, Library, Strength, Trace
 from remerge.artefacts.tracing_origins import origin_of, origin_of_kept, same_manifest
