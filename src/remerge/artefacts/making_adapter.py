@@ -23,7 +23,13 @@ from remerge.artefacts.digests import (
 )
 from remerge.artefacts.making import Report, prepare_into, remember, write_side_file
 from remerge.artefacts.manifest import MANIFEST, PREPARATIONS, FileRecord, to_bytes
-from remerge.artefacts.recording import adapter_records, file_record, input_name, input_record
+from remerge.artefacts.recording import (
+    adapter_records,
+    file_record,
+    input_name,
+    input_record,
+    write_provenance,
+)
 from remerge.errors import BadInput
 from remerge.merging.adapter_factors import Factors
 from remerge.merging.adapter_plan import AdapterPlan, plan_adapter
@@ -109,10 +115,18 @@ def make_adapter(
         if (place.work / PREPARATIONS).exists():
             records.append(file_record(place.work / PREPARATIONS, PREPARATIONS))
         manifest = _manifest(inputs, adapter, derived, read, records)
+        written = sum(record.size for record in records)
+        write_provenance(
+            place.work,
+            to_bytes(manifest),
+            started=started,
+            device=device,
+            threads=count,
+            bytesWritten=written,
+        )
         write_durably(place.work / MANIFEST, to_bytes(manifest))
         publish(place)
     remember(plan, manifest.base, manifest.adapters)
-    written = sum(record.size for record in records)
     return AdapterResult(out, manifest, time.time() - started, written, peak_memory())
 
 

@@ -1,25 +1,37 @@
-"""What a merge writes down of itself: its manifest."""
+"""What a merge writes down of itself: its manifest, and the provenance of one run."""
 
 from __future__ import annotations
 
+import platform
+import time
 from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from uuid import uuid4
 
 import torch
 
 from remerge.artefacts.conflict_report import ConflictReport
 from remerge.artefacts.digests import file_digest, small_digests
-from remerge.artefacts.manifest import (
+from remerge.artefacts.manifest import Manifest
+from remerge.artefacts.provenance import Making, provenance_of, to_text
+from remerge.artefacts.records import (
+    MANIFEST,
+    PROVENANCE,
     FileRecord,
     InputRecord,
-    Manifest,
     RetentionReport,
 )
+from remerge.merging.budget import peak_memory
 from remerge.merging.plan import Plan, merge_key
 from remerge.merging.retention import Meter, figures
+from remerge.outputs.directory import write_durably
 from remerge.outputs.planning import Inputs
 from remerge.sources.references import Reference
 from remerge.version import ALGORITHM, __version__
+
+# Their versions decide nothing that the manifest does not say, and may explain much.
+_LIBRARIES = ("huggingface_hub", "numpy", "safetensors", "transformers")
 
 
 def file_record(path: Path, name: str) -> FileRecord:
@@ -115,3 +127,45 @@ def input_name(reference: Reference) -> str:
     """The Hub's id, else the directory's name as text, whatever bytes it has on disk."""
     name = reference.hub_id or reference.path.resolve().name
     return name.encode("utf-8", "backslashreplace").decode()
+
+
+def write_provenance(
+    work: Path,
+    manifest: bytes,
+    *,
+    started: float,
+    device: torch.device,
+    threads: int | None,
+    chunk: int | None = None,
+    name: str = MANIFEST,
+    **measured: float | None,
+) -> None:
+    """Write how this run made what ``manifest`` tells of, which will lie beside it as ``name``."""
+    finished = time.time()
+    figures = {
+        "seconds": round(finished - started, 3),
+        "peakMemoryBytes": peak_memory(),
+        **measured,
+    }
+    making = Making(
+        invocation=f"urn:uuid:{uuid4()}",
+        started=started,
+        finished=finished,
+        device=str(device),
+        instruction_set=torch.backends.cpu.get_cpu_capability(),
+        threads=threads,
+        chunk=chunk,
+        measured={key: value for key, value in figures.items() if value is not None},
+        versions={"python": platform.python_version(), **_libraries()},
+    )
+    write_durably(work / PROVENANCE, to_text(provenance_of(manifest, making, name=name)))
+
+
+def _libraries() -> dict[str, str]:
+    found: dict[str, str] = {}
+    for library in _LIBRARIES:
+        try:
+            found[library] = version(library)
+        except PackageNotFoundError:
+            continue
+    return found
