@@ -25,7 +25,7 @@ from remerge.artefacts.manifest import (
     read_manifest,
     to_bytes,
 )
-from remerge.artefacts.recording import file_record, manifest_of, write_provenance
+from remerge.artefacts.recording import file_record, manifest_of, tells_runs, write_provenance
 from remerge.errors import BadInput
 from remerge.merging import preparations
 from remerge.merging.budget import Resources, peak_memory
@@ -94,7 +94,7 @@ def make(
     """
     check_place(out, inputs.paths)
     read = adapter_digests(plan)
-    done = _already_there(plan, out)
+    done = _already_there(inputs, plan, out)
     if done is not None:
         sweep(out)
         if judge is not None:
@@ -242,7 +242,7 @@ def prepare_into(work: Path, merged: MergedCheckpoint, plan: Plan, threads: int)
         temporary.rename(path)
 
 
-def _already_there(plan: Plan, out: Path) -> Manifest | None:
+def _already_there(inputs: Inputs, plan: Plan, out: Path) -> Manifest | None:
     """The manifest of ``out`` when this very merge is complete there, every file checked."""
     if not (out / MANIFEST).is_file():
         return None
@@ -250,7 +250,7 @@ def _already_there(plan: Plan, out: Path) -> Manifest | None:
         manifest = read_manifest(out)
     except BadInput:
         return None
-    if manifest.plan_id != plan.plan_id:
+    if manifest.plan_id != plan.plan_id or not tells_runs(inputs, manifest.adapters):
         return None
     if manifest.merge_key != merge_key(plan, input_digests(plan)):
         return None

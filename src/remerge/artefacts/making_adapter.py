@@ -28,6 +28,7 @@ from remerge.artefacts.recording import (
     file_record,
     input_name,
     input_record,
+    tells_runs,
     write_provenance,
 )
 from remerge.errors import BadInput
@@ -85,7 +86,7 @@ def make_adapter(
     check_place(out, inputs.paths)
     adapter = plan_adapter(plan)
     read = input_digests(plan)
-    done = _already_there(plan, out, read)
+    done = _already_there(inputs, plan, out, read)
     if done is not None:
         sweep(out)
         return AdapterResult(out, done, time.time() - started, 0, peak_memory(), True)
@@ -149,7 +150,9 @@ def _are_in(digests: Mapping[str, str], read: Mapping[str, str]) -> bool:
     return all(read.get(name) == digest for name, digest in digests.items())
 
 
-def _already_there(plan: Plan, out: Path, digests: Mapping[str, str]) -> AdapterManifest | None:
+def _already_there(
+    inputs: Inputs, plan: Plan, out: Path, digests: Mapping[str, str]
+) -> AdapterManifest | None:
     """The manifest of ``out`` when this very adapter is complete there, every file checked."""
     if not is_combined(out):
         return None
@@ -157,7 +160,7 @@ def _already_there(plan: Plan, out: Path, digests: Mapping[str, str]) -> Adapter
         manifest = read_adapter_manifest(out)
     except BadInput:
         return None
-    if manifest.merge_key != merge_key(plan, digests):
+    if manifest.merge_key != merge_key(plan, digests) or not tells_runs(inputs, manifest.adapters):
         return None
     for record in manifest.outputs:
         path = out / record.name

@@ -30,7 +30,7 @@ from remerge.artefacts.engine_manifest import (
 from remerge.artefacts.engine_recording import engine_manifest_of, records_of, weights_in
 from remerge.artefacts.making import Judge, Report, make, remember, write_side_file
 from remerge.artefacts.manifest import MANIFEST, PROVENANCE, FileRecord, read_manifest, to_bytes
-from remerge.artefacts.recording import input_name, write_provenance
+from remerge.artefacts.recording import input_name, tells_runs, write_provenance
 from remerge.artefacts.test_result import tests_of
 from remerge.engines.calling import Note, call
 from remerge.engines.environments import python_of
@@ -208,7 +208,7 @@ def make_by_engine(
     key = key_of(plan, read, asked, origin)
     if single:
         finish_file(out)
-    done = _already_there(out, key)
+    done = _already_there(inputs, out, key)
     if done is not None:
         sweep(out)
         if judge is not None:
@@ -326,7 +326,7 @@ def _check_memory(plan: Plan, asked: Asked) -> None:
         )
 
 
-def _already_there(out: Path, key: str) -> EngineManifest | None:
+def _already_there(inputs: Inputs, out: Path, key: str) -> EngineManifest | None:
     """The manifest of ``out`` when this very output is complete there, its digests checked."""
     if not is_engine_made(out):
         return None
@@ -339,4 +339,5 @@ def _already_there(out: Path, key: str) -> EngineManifest | None:
         (folder / record.name).is_file() and file_digest(folder / record.name) == record.sha256
         for record in manifest.outputs
     )
-    return manifest if whole and manifest.merge_key == key else None
+    same = manifest.merge_key == key and tells_runs(inputs, manifest.adapters)
+    return manifest if whole and same else None

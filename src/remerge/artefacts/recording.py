@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from uuid import uuid4
@@ -21,6 +22,7 @@ from remerge.artefacts.records import (
     FileRecord,
     InputRecord,
     RetentionReport,
+    RunRecord,
 )
 from remerge.merging.budget import peak_memory
 from remerge.merging.plan import Plan, merge_key
@@ -91,11 +93,23 @@ def adapter_records(
                 )
                 for name in adapter.files
             ],
+            run,
         )
-        for number, (adapter, reference) in enumerate(
-            zip(plan.adapters, inputs.adapter_references, strict=True), 1
+        for number, (adapter, reference, run) in enumerate(
+            zip(plan.adapters, inputs.adapter_references, run_records(inputs), strict=True), 1
         )
     )
+
+
+def run_records(inputs: Inputs) -> tuple[RunRecord | None, ...]:
+    """The training runs of the adapters as manifests name them."""
+    runs = inputs.runs or (None,) * len(inputs.adapters)
+    return tuple(None if run is None else RunRecord(**asdict(run)) for run in runs)
+
+
+def tells_runs(inputs: Inputs, recorded: Sequence[InputRecord]) -> bool:
+    """Whether a manifest has the runs that the user named, if any."""
+    return not inputs.runs_given or tuple(one.run for one in recorded) == run_records(inputs)
 
 
 def _retention(plan: Plan, meter: Meter) -> RetentionReport | None:
@@ -112,7 +126,9 @@ def _retention(plan: Plan, meter: Meter) -> RetentionReport | None:
     )
 
 
-def input_record(reference: Reference, files: list[FileRecord]) -> InputRecord:
+def input_record(
+    reference: Reference, files: list[FileRecord], run: RunRecord | None = None
+) -> InputRecord:
     """A base or an adapter as manifests name it."""
     return InputRecord(
         name=input_name(reference),
@@ -120,13 +136,13 @@ def input_record(reference: Reference, files: list[FileRecord]) -> InputRecord:
         commit=reference.commit,
         subfolder=reference.subfolder,
         files=tuple(files),
+        run=run,
     )
 
 
 def input_name(reference: Reference) -> str:
     """The Hub's id, else the directory's name as text, whatever bytes it has on disk."""
-    name = reference.hub_id or reference.path.resolve().name
-    return name.encode("utf-8", "backslashreplace").decode()
+    return reference.name
 
 
 def write_provenance(
