@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from remerge.artefacts import user_index
+from remerge.artefacts.card.writing import card_to_keep, write_new_card
 from remerge.artefacts.digests import file_digest, input_digests
 from remerge.artefacts.engine_manifest import (
     EngineManifest,
@@ -30,8 +31,21 @@ from remerge.artefacts.engine_manifest import (
     read_engine_manifest,
 )
 from remerge.artefacts.making import Judge, Report, make, remember, write_side_file
-from remerge.artefacts.manifest import MANIFEST, PROVENANCE, FileRecord, read_manifest, to_bytes
-from remerge.artefacts.recording import adapter_records, file_record, input_name, input_record
+from remerge.artefacts.manifest import (
+    CARD,
+    MANIFEST,
+    PROVENANCE,
+    FileRecord,
+    read_manifest,
+    to_bytes,
+)
+from remerge.artefacts.recording import (
+    adapter_records,
+    file_record,
+    input_name,
+    input_record,
+    records_of,
+)
 from remerge.artefacts.test_result import tests_of
 from remerge.engines.calling import Note, call
 from remerge.engines.environments import python_of
@@ -59,7 +73,6 @@ from remerge.outputs.single_file import (
     publish_file,
 )
 from remerge.outputs.spellings import both_spellings
-from remerge.sources.storage import sync_file
 from remerge.version import ALGORITHM, __version__
 
 
@@ -170,7 +183,7 @@ class Work:
         cpu = torch.device("cpu")
         make(self.inputs, plan, directory, resources, device=cpu, started=time.time())
         # Beside the output's own files it would be taken for what the engine made.
-        for name in (MANIFEST, PROVENANCE):
+        for name in (MANIFEST, PROVENANCE, CARD):
             (directory / name).unlink()
         path = directory / "config.json"
         path.write_text(json.dumps(both_spellings(json.loads(path.read_bytes())), indent=2) + "\n")
@@ -221,6 +234,7 @@ def make_by_engine(
         check_free(out, overwrite=overwrite)
     check_space(out, _size(plan, asked))
     _check_memory(plan, asked)
+    kept = None if single else card_to_keep(out)
     work = Work(inputs, plan, asked, origin, key, threads, pythons, report, note)
     state = {"engine": form.engine.name, "version": __version__, "started": started}
     with (file_workplace if single else workplace)(out, state) as place:
@@ -240,6 +254,8 @@ def make_by_engine(
             with named(place) as file:
                 judge(file)
                 results = {p.name: p.read_bytes() for p in tests_of(file).glob("*.json")}
+        if not single:
+            write_new_card(place.work, place.out.name, manifest, inputs, kept)
         (publish_file if single else publish)(place)
         for name, content in results.items():
             tests_of(out).mkdir(exist_ok=True)
@@ -319,22 +335,6 @@ def _check_memory(plan: Plan, asked: Asked) -> None:
 
 def _weights(plan: Plan) -> int:
     return sum(math.prod(tensor.shape) for tensor in plan.tensors.values())
-
-
-def records_of(
-    work: Path, told: Mapping[str, Any], name: str | None, alone: str | None
-) -> list[FileRecord]:
-    """The output's files with sizes and digests: as the engine told them while it wrote, or read
-    again. ``name`` is the file that it told of, ``alone`` what that one will be called."""
-    found: list[FileRecord] = []
-    for path in sorted(work.rglob("*")):
-        at = path.relative_to(work).as_posix()
-        if at == name:
-            found.append(FileRecord(name=alone or at, size=told["size"], sha256=told["sha256"]))
-        elif path.is_file() and not at.startswith(".") and alone is None:
-            sync_file(path)
-            found.append(file_record(path, at))
-    return found
 
 
 def _already_there(out: Path, key: str) -> EngineManifest | None:

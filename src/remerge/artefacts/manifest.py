@@ -21,6 +21,8 @@ M = TypeVar("M", bound=BaseModel)
 MANIFEST = "remerge.json"
 PROVENANCE = "provenance.json"
 PREPARATIONS = "remerge.preparations"
+# Changes as scores come, and so is none of the outputs.
+CARD = "README.md"
 
 
 class FileRecord(BaseModel):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from remerge.artefacts.conflict_report import ConflictReport
 from remerge.artefacts.digests import file_digest, small_digests
 from remerge.artefacts.manifest import (
+    CARD,
     FileRecord,
     InputRecord,
     Manifest,
@@ -19,6 +21,7 @@ from remerge.merging.plan import Plan, merge_key
 from remerge.merging.retention import Meter, figures
 from remerge.outputs.planning import Inputs
 from remerge.sources.references import Reference
+from remerge.sources.storage import sync_file
 from remerge.version import ALGORITHM, __version__
 
 
@@ -98,6 +101,25 @@ def _retention(plan: Plan, meter: Meter) -> RetentionReport | None:
             "tensors": {name: found.document() for name, found in tensors.items()},
         }
     )
+
+
+def records_of(
+    work: Path, told: Mapping[str, Any], name: str | None, alone: str | None
+) -> list[FileRecord]:
+    """The output's files with sizes and digests: as the engine told them while it wrote, or read
+    again. ``name`` is the file that it told of, ``alone`` what that one will be called."""
+    found: list[FileRecord] = []
+    for path in sorted(work.rglob("*")):
+        at = path.relative_to(work).as_posix()
+        if at == CARD:
+            # An engine's own card knows nothing of base and adapters.
+            path.unlink()
+        elif at == name:
+            found.append(FileRecord(name=alone or at, size=told["size"], sha256=told["sha256"]))
+        elif path.is_file() and not at.startswith(".") and alone is None:
+            sync_file(path)
+            found.append(file_record(path, at))
+    return found
 
 
 def input_record(reference: Reference, files: list[FileRecord]) -> InputRecord:

@@ -32,6 +32,7 @@ _COMMANDS = (
     "compare",
     "formats",
     "report",
+    "card",
     "engines",
     "doctor",
 )
