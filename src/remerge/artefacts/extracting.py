@@ -118,8 +118,7 @@ def extract(
             ):
                 raise BadInput("The base or the merged model changed while they were compared.")
             write_durably(place.work / MANIFEST, to_bytes(manifest))
-            name, paths = place.out.name, (base.path, merged.path)
-            write_extracted_card(place.work, name, manifest, *paths, kept)
+            write_extracted_card(place.work, manifest, base.path, merged.path, kept)
             publish(place)
     finally:
         for reader in readers:

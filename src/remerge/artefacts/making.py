@@ -138,7 +138,7 @@ def make(
         write_durably(place.work / MANIFEST, to_bytes(manifest))
         if judge is not None:
             judge(place.work)
-        write_new_card(place.work, place.out.name, manifest, inputs, kept)
+        write_new_card(place.work, manifest, inputs, kept)
         publish(place)
     remember(plan, manifest.base, manifest.adapters)
     written = sum(record.size for record in records)

@@ -112,7 +112,7 @@ def make_adapter(
             records.append(file_record(place.work / PREPARATIONS, PREPARATIONS))
         manifest = _manifest(inputs, adapter, derived, read, records)
         write_durably(place.work / MANIFEST, to_bytes(manifest))
-        write_new_card(place.work, place.out.name, manifest, inputs, kept)
+        write_new_card(place.work, manifest, inputs, kept)
         publish(place)
     remember(plan, manifest.base, manifest.adapters)
     written = sum(record.size for record in records)

@@ -255,7 +255,7 @@ def make_by_engine(
                 judge(file)
                 results = {p.name: p.read_bytes() for p in tests_of(file).glob("*.json")}
         if not single:
-            write_new_card(place.work, place.out.name, manifest, inputs, kept)
+            write_new_card(place.work, manifest, inputs, kept)
         (publish_file if single else publish)(place)
         for name, content in results.items():
             tests_of(out).mkdir(exist_ok=True)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 
-from remerge.artefacts.card.escaping import block, clean, code, prose
+from remerge.artefacts.card.escaping import block, code, prose
 from remerge.artefacts.card.inherited import Said
-from remerge.artefacts.card.made import Made
+from remerge.artefacts.card.made import OUT, Made
 from remerge.artefacts.card.metadata import Sources, base_id
 from remerge.artefacts.card.scores import scores
 from remerge.artefacts.manifest import FileRecord, InputRecord
@@ -32,12 +31,11 @@ _AUTO = {
 def body(
     made: Made,
     sources: Sources,
-    name: str,
     figures: Figures | None,
     moment: str,
     task_type: str | None,
 ) -> list[str]:
-    """Lines of Markdown. ``name`` is the output's, ``moment`` that of the comparison, ``task_type``
+    """Lines of Markdown. ``moment`` is that of the comparison, ``task_type``
     an adapter's in PEFT's words."""
     lines = [_opening(made), "", "## What was merged", ""]
     if made.merged is not None:
@@ -48,8 +46,8 @@ def body(
         lines.append(f"- merge key: {code(made.key)}")
     if figures is not None:
         lines += ["", "## Scores", "", *scores(figures, moment)]
-    lines += ["", "## Use", "", *_use(made, sources, name, task_type)]
-    lines += ["", "## Reproduce", "", *_reproduce(made, name)]
+    lines += ["", "## Use", "", *_use(made, sources, task_type)]
+    lines += ["", "## Reproduce", "", *_reproduce(made)]
     notes = [*_licences(made, sources), *_passed_over(made, sources), *map(prose, made.notes)]
     if notes:
         lines += ["", "## Notes", "", *(f"- {note}" for note in notes)]
@@ -102,19 +100,19 @@ def _digests(files: Sequence[FileRecord]) -> str:
     return "<br>".join(shown)
 
 
-def _reproduce(made: Made, name: str) -> list[str]:
+def _reproduce(made: Made) -> list[str]:
     lines = [*block(made.command, "sh"), ""]
-    if made.merged is None and clean(name) == name:
+    if made.merged is None:
         lines.append(
-            f"{code(f'remerge verify {name}')} derives every byte again and compares; "
-            f"{code(f'remerge reproduce {name}')} fetches the inputs and makes it anew. "
+            f"`remerge verify {OUT}` derives every byte again and compares; "
+            f"`remerge reproduce {OUT}` fetches the inputs and makes it anew."
         )
     lines.append("All inputs and outputs are in `remerge.json`, with sizes and SHA-256.")
     return lines
 
 
-def _use(made: Made, sources: Sources, name: str, task_type: str | None) -> list[str]:
-    place = json.dumps(f"./{clean(name)}")
+def _use(made: Made, sources: Sources, task_type: str | None) -> list[str]:
+    place = f'"{OUT}"'
     if made.is_adapter:
         kind = _AUTO.get(task_type or "", "AutoPeftModel")
         code_lines = [
@@ -131,10 +129,10 @@ def _use(made: Made, sources: Sources, name: str, task_type: str | None) -> list
     if made.form == "openvino":
         lines = ["import openvino_genai", "", f'pipe = openvino_genai.LLMPipeline({place}, "CPU")']
         return block("\n".join(lines), "python")
-    return _use_checkpoint(made, sources.base, name, place)
+    return _use_checkpoint(made, sources.base, place)
 
 
-def _use_checkpoint(made: Made, base: Said, name: str, place: str) -> list[str]:
+def _use_checkpoint(made: Made, base: Said, place: str) -> list[str]:
     kind = base.architecture or "AutoModel"
     if base.diffusers:
         lines = [f"from diffusers import {kind}", "", f"model = {kind}.from_pretrained({place})"]
@@ -148,8 +146,8 @@ def _use_checkpoint(made: Made, base: Said, name: str, place: str) -> list[str]:
     if has_tokenizer:
         lines.append(f"tokenizer = AutoTokenizer.from_pretrained({place})")
     shown = block("\n".join(lines), "python")
-    if kind.endswith("ForCausalLM") and has_tokenizer and clean(name) == name:
-        shown += ["", f"Or serve it: {code(f'vllm serve ./{name}')}."]
+    if kind.endswith("ForCausalLM") and has_tokenizer:
+        shown += ["", f"Or serve it: `vllm serve {OUT}`."]
     return shown
 
 

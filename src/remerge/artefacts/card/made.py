@@ -27,6 +27,9 @@ from remerge.sources.ggml_types import FILE_TYPES, TYPES
 
 AnyManifest = Manifest | EngineManifest | AdapterManifest | ExtractionManifest
 _EXTRACTION = b'"remerge-extraction/'
+# What the output is called in commands: the same output has the same card wherever it lies.
+OUT = "OUT"
+_SHOWN = 3
 _WHOLE = {"fp32", "fp16", "bf16"}
 
 
@@ -39,6 +42,7 @@ class Made:
     lines of how it was made, ``command`` makes it again.
     """
 
+    title: str
     is_adapter: bool
     form: str
     variant: str | None
@@ -57,13 +61,13 @@ class Made:
 
 def read_made(output: Path) -> Made:
     """What an output's manifest tells; raises `BadInput` where remerge did not make it."""
-    return made_of(_manifest(output), output.resolve().name)
+    return made_of(_manifest(output))
 
 
-def made_of(manifest: AnyManifest, name: str) -> Made:
-    """The same of a manifest at hand, for an output called ``name``."""
+def made_of(manifest: AnyManifest) -> Made:
+    """The same of a manifest at hand."""
     if isinstance(manifest, ExtractionManifest):
-        return _extracted(manifest, name)
+        return _extracted(manifest)
     recipe = manifest.recipe
     facts = [*_how(recipe, manifest.adapters)]
     if isinstance(manifest, Manifest) and manifest.retention is not None:
@@ -77,6 +81,7 @@ def made_of(manifest: AnyManifest, name: str) -> Made:
         facts.append(("bits per weight", f"{manifest.bits_per_weight:.2f}"))
     facts.append(("reproducible", manifest.reproducible))
     return Made(
+        title=_title(manifest.base, manifest.adapters, _variant(recipe)),
         is_adapter=isinstance(manifest, AdapterManifest),
         form=recipe.format,
         variant=_variant(recipe),
@@ -88,7 +93,7 @@ def made_of(manifest: AnyManifest, name: str) -> Made:
         outputs=manifest.outputs,
         method=recipe.method if len(manifest.adapters) > 1 else None,
         facts=tuple(facts),
-        command=command_of(recipe, manifest.base, manifest.adapters, _argument(name)),
+        command=command_of(recipe, manifest.base, manifest.adapters, OUT),
         notes=manifest.notes,
         version=manifest.versions.get("remerge", ""),
     )
@@ -114,16 +119,17 @@ def _manifest(output: Path) -> AnyManifest:
     )
 
 
-def _extracted(manifest: ExtractionManifest, name: str) -> Made:
+def _extracted(manifest: ExtractionManifest) -> Made:
     options = manifest.options
     words = ["remerge", "extract", named(manifest.base), named(manifest.merged), "-o"]
-    words += [_argument(name), "--rank", str(options.rank)]
+    words += [OUT, "--rank", str(options.rank)]
     words += [] if options.energy is None else ["--energy", str(options.energy)]
     if options.dtype != "F32":
         words += ["--dtype", {"F16": "float16", "BF16": "bfloat16"}[options.dtype]]
     words += [] if options.modules_to_save else ["--no-modules-to-save"]
     words += ["--strict"] if options.strict else []
     return Made(
+        title=f"{_short(manifest.merged)} as an adapter of {_short(manifest.base)}",
         is_adapter=True,
         form="adapter",
         variant=None,
@@ -184,6 +190,12 @@ def _identity(outputs: Sequence[FileRecord]) -> str:
     return digest_of({record.name: record.sha256 for record in outputs})
 
 
-def _argument(name: str) -> str:
-    """An output's name as it is typed: one that begins with a dash would be an option."""
-    return f"./{name}" if name.startswith("-") else name
+def _title(base: InputRecord, adapters: Sequence[InputRecord], variant: str | None) -> str:
+    names = [_short(record) for record in (base, *adapters[:_SHOWN])]
+    if len(adapters) > _SHOWN:
+        names.append(f"{len(adapters) - _SHOWN} more")
+    return " + ".join(names) + ("" if variant is None else f", {variant}")
+
+
+def _short(record: InputRecord) -> str:
+    return (record.subfolder or record.name).rpartition("/")[2] or record.name

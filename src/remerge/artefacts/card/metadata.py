@@ -40,7 +40,7 @@ class BaseId:
     read_from: str
 
 
-def metadata(made: Made, sources: Sources, name: str, figures: Figures | None) -> dict[str, Any]:
+def metadata(made: Made, sources: Sources, figures: Figures | None) -> dict[str, Any]:
     """Keys and values, in the order in which they are written."""
     licence = licence_of(made, sources)
     language = sources.base.language or sources.of_adapters("language")[:1]
@@ -57,7 +57,7 @@ def metadata(made: Made, sources: Sources, name: str, figures: Figures | None) -
         "datasets": _datasets(made, sources),
     }
     if figures is not None:
-        found["model-index"] = model_index(name, figures, pipeline)
+        found["model-index"] = model_index(made.title, figures, pipeline)
     return {key: value for key, value in found.items() if value not in (None, [], ())}
 
 

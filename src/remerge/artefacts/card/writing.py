@@ -43,9 +43,8 @@ def write_card(output: Path, path: Path | None) -> WrittenCard:
     made = read_made(output)
     place = _place(output, path)
     text = _read(place)
-    name = output.resolve().name
     sources = _remembered(text, made) or _located(made)
-    return _put(place, text, made, sources, output, name)
+    return _put(place, text, made, sources, output)
 
 
 def refresh_card(output: Path) -> None:
@@ -67,32 +66,29 @@ def card_to_keep(out: Path) -> str | None:
 
 
 def write_new_card(
-    work: Path, name: str, manifest: AnyManifest, inputs: Inputs, kept: str | None = None
+    work: Path, manifest: AnyManifest, inputs: Inputs, kept: str | None = None
 ) -> None:
-    """The card of an output that is being made in ``work`` and will be called ``name``; ``kept`` is
-    the card that it replaces."""
+    """The card of an output that is being made in ``work``; ``kept`` is what it replaces."""
     places = [adapter.path for adapter in inputs.adapters]
     sources = Sources(
         said_by(inputs.base.path, "base"), tuple(said_by(p, "adapter") for p in places)
     )
-    _put(work / CARD, kept, made_of(manifest, name), sources, work, name)
+    _put(work / CARD, kept, made_of(manifest), sources, work)
 
 
 def write_extracted_card(
-    work: Path, name: str, manifest: AnyManifest, base: Path, merged: Path, kept: str | None
+    work: Path, manifest: AnyManifest, base: Path, merged: Path, kept: str | None
 ) -> None:
     """The same for an adapter that was extracted."""
     sources = Sources(said_by(base, "base"), (), said_by(merged, "base"))
-    _put(work / CARD, kept, made_of(manifest, name), sources, work, name)
+    _put(work / CARD, kept, made_of(manifest), sources, work)
 
 
-def _put(
-    place: Path, text: str | None, made: Made, sources: Sources, output: Path, name: str
-) -> WrittenCard:
+def _put(place: Path, text: str | None, made: Made, sources: Sources, output: Path) -> WrittenCard:
     figures = newest(output, made.outputs)
-    found = metadata(made, sources, name, figures)
+    found = metadata(made, sources, figures)
     moment = "" if figures is None else _moment(figures.started)
-    lines = body(made, sources, name, figures, moment, _task_type(output))
+    lines = body(made, sources, figures, moment, _task_type(output))
     memory = {
         "identity": made.identity,
         "base": _dumped(sources.base),
@@ -100,7 +96,7 @@ def _put(
         "merged": None if sources.merged is None else _dumped(sources.merged),
     }
     try:
-        card = composed(text, prose(name), found, lines, memory)
+        card = composed(text, prose(made.title), found, lines, memory)
         held = dict(read_card(card).front.metadata)
     except ValueError as error:
         raise _unreadable(place, str(error)) from error
