@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from threading import Lock
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import gguf
 import numpy as np
