@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from remerge.artefacts.manifest import MANIFEST, PROVENANCE, FileRecord, parsed
+from remerge.artefacts.manifest import CARD, MANIFEST, PROVENANCE, FileRecord, parsed
 from remerge.artefacts.recording import file_record
 from remerge.artefacts.test_result import TESTS
 from remerge.errors import BadInput, IntegrityError, UsageError
@@ -155,7 +155,7 @@ def files_of(artefact: Artefact) -> tuple[FileRecord, ...]:
     found: list[FileRecord] = []
     for path in sorted(artefact.place.rglob("*")):
         name = path.relative_to(artefact.place).as_posix()
-        beside = name in (MANIFEST, PROVENANCE) or name.startswith((f"{TESTS}/", "."))
+        beside = name in (CARD, MANIFEST, PROVENANCE) or name.startswith((f"{TESTS}/", "."))
         if path.is_file() and not beside:
             found.append(file_record(path, name))
     return tuple(found)
