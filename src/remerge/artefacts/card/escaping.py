@@ -35,7 +35,7 @@ def code(text: str) -> str:
 
 def block(text: str, language: str) -> list[str]:
     """Lines of a block of code; what could end a fence is set as HTML."""
-    if "```" not in text and "<!--" not in text:
+    if not any(sign in text for sign in ("```", "<!--", "-->")):
         lines = text.split("\n")
         if all(line.isprintable() for line in lines):
             return [f"```{language}", *lines, "```"]

@@ -58,7 +58,7 @@ def read_keys(text: str, keys: frozenset[str]) -> tuple[dict[str, Any], str | No
         return {}, None
     block = found[2]
     starts = [(m.start(), m[1].strip(" \t'\"")) for m in _KEY.finditer(block)]
-    ends = [start for start, _ in starts[1:]] + [len(block)]
+    ends = [*(start for start, _ in starts[1:]), len(block)][: len(starts)]
     values: dict[str, Any] = {}
     for (start, key), end in zip(starts, ends, strict=True):
         if key not in keys or end - start > _LONGEST:
@@ -86,7 +86,11 @@ def edited(card: Split, wanted: Mapping[str, Any], line_break: str) -> str:
 
 def dumped(metadata: Mapping[str, Any], line_break: str) -> str:
     """Metadata as YAML, without the last line's break."""
-    text = yaml.safe_dump(dict(metadata), sort_keys=False, allow_unicode=True, width=1000)
+    plain = dict(metadata)
+    text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=1000)
+    # PyYAML writes some line breaks of Unicode as they are, and reads them as others.
+    if yaml.safe_load(text) != plain:
+        text = yaml.safe_dump(plain, sort_keys=False, width=1000)
     return text.rstrip("\n").replace("\n", line_break)
 
 
@@ -111,6 +115,8 @@ def _replaced(card: Split, wanted: Mapping[str, Any], line_break: str) -> str | 
     if new:
         written.append(dumped(new, line_break))
     text = "".join(written).rstrip("\r\n")
+    if any(line.startswith("---") for line in text.splitlines()):
+        return None
     try:
         return text if yaml.safe_load(text) == wanted else None
     except (yaml.YAMLError, RecursionError):
@@ -125,6 +131,8 @@ def _spans(text: str, lines: list[str]) -> list[tuple[str, int, int]] | None:
     found: list[tuple[str, int, int]] = []
     if node is None:
         return found
+    if not isinstance(node, yaml.MappingNode):
+        return None
     keys: list[Any] = [key for key, _ in node.value]
     starts = [key.start_mark for key in keys]
     if any(mark.column for mark in starts) or node.flow_style:

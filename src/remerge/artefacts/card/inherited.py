@@ -171,8 +171,8 @@ def _datasets(values: Mapping[str, Any]) -> tuple[str, ...]:
         for tag in _all_plain(values.get("tags"), re.compile(r"dataset:.{1,200}"))
     ]
     found = (*_all_plain(values.get("datasets"), _DATASET), *_all_plain(tagged, _DATASET))
-    local = (name for name in found if _FILE.fullmatch(name) or name.partition("/")[0] in _FOLDERS)
-    return tuple(name for name in dict.fromkeys(found) if name not in set(local))
+    local = {name for name in found if _FILE.fullmatch(name) or name.partition("/")[0] in _FOLDERS}
+    return tuple(name for name in dict.fromkeys(found) if name not in local)
 
 
 def _link(value: object) -> str | None:

@@ -68,7 +68,7 @@ def composed(
     wanted = merged(card.front.metadata, kept, written)
     # What the user took out stays known as written, or it would come back.
     remembered = {**memory, "wrote": written}
-    line_break = "\r\n" if "\r\n" in (text or "") else "\n"
+    line_break = "\r\n" if (text or "").partition("\n")[0].endswith("\r") else "\n"
     block = [BEGIN, _comment(remembered), *lines, END]
     shown = line_break.join(block)
     head = edited(card.front, wanted, line_break)
