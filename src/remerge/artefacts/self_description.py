@@ -91,7 +91,7 @@ def _gguf(path: Path) -> Claims:
         found = url.removeprefix("https://huggingface.co/") if url else name
         base += [found[:_LONGEST]] if found else []
     facts = {
-        "name": _short(header.text("general.name")),
+        "called": _short(header.text("general.name")),
         "architecture": _short(header.text("general.architecture")),
         "tensors": len(header.tensors),
     }

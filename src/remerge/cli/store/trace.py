@@ -57,7 +57,7 @@ def _print(found: Trace, *, verbose: bool) -> None:
         several = len(found.origins) > 1
         rows += [("origin", f"{number} of {len(found.origins)}")] if several else []
         rows += _rows(origin, verbose=verbose)
-    if found.claims is not None and not found.origins:
+    if found.claims is not None and all(one.told is None for one in found.origins):
         rows += _claimed(found.claims)
     if verbose:
         rows += [("file", f"{sha256}  {name}") for name, sha256 in (found.files or {}).items()]
