@@ -30,12 +30,33 @@ def _lines(page: Path) -> list[str]:
     )
 
 
+def _options(command: click.Command) -> list[click.Parameter]:
+    """The options of a command, and of those below it."""
+    found = list(command.params)
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            below = command.get_command(context, name)
+            assert below is not None
+            found += _options(below)
+    return found
+
+
+def _understood(command: click.Command, name: str, words: list[str]) -> None:
+    context = command.make_context(name, words, resilient_parsing=False)
+    if isinstance(command, click.Group) and words:
+        below = command.get_command(context, words[0])
+        assert below is not None, f"{name} {words[0]}"
+        # A sentence may name a command alone.
+        if len(words) > 1 or not below.params:
+            _understood(below, words[0], words[1:])
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_command_is_understood(page: Path) -> None:
     for line in _lines(page):
         name, *words = shlex.split(line)
-        command = COMMANDS[name]
-        command.make_context(name, words, resilient_parsing=False)
+        _understood(COMMANDS[name], name, words)
 
 
 # The page of benchmarks names options of its own script.
@@ -44,7 +65,7 @@ def test_every_option_exists(page: Path) -> None:
     known = {
         name
         for command in COMMANDS.values()
-        for option in command.params
+        for option in _options(command)
         for name in (*option.opts, *option.secondary_opts)
     }
     named = re.findall(r"`(--[a-z0-9-]+)", page.read_text())

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
         plan,
         read_recipe,
         report,
+        reproduce,
         verify,
     )
     from remerge.artefacts.store.store import Store
@@ -69,6 +70,7 @@ __all__ = [
     "plan",
     "read_recipe",
     "report",
+    "reproduce",
     "verify",
 ]
 

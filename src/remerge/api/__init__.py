@@ -1,7 +1,16 @@
 """The public functions: what the command line calls, and nothing it does not."""
 
 from remerge.api.making import combine, export, extract, merge, open_merged, plan
-from remerge.api.validating import check, compare, conflicts, formats, inspect, report, verify
+from remerge.api.validating import (
+    check,
+    compare,
+    conflicts,
+    formats,
+    inspect,
+    report,
+    reproduce,
+    verify,
+)
 from remerge.merging.recipes.registry import read_recipe
 
 __all__ = [
@@ -18,5 +27,6 @@ __all__ = [
     "plan",
     "read_recipe",
     "report",
+    "reproduce",
     "verify",
 ]

@@ -13,8 +13,10 @@ from remerge.artefacts.making import MergeResult, Report
 from remerge.errors import UsageError
 from remerge.merging.budget import DEFAULT
 from remerge.outputs.planning import open_inputs
+from remerge.validation import reproduce as reproducing
 from remerge.validation import verify as verifying
 from remerge.validation.inspecting import Inspection, inspect_adapter, inspect_path
+from remerge.validation.reproduce import Reproduced
 from remerge.validation.verify import VerifyReport
 
 if TYPE_CHECKING:
@@ -73,6 +75,48 @@ def verify(
         device=device_of(device),
         pythons=engine_python or {},
         report=report,
+    )
+
+
+def reproduce(
+    source: Source,
+    output: Source | None = None,
+    *,
+    base: Source | None = None,
+    adapter: Source | Sequence[Source] | None = None,
+    files: Mapping[str, Source] | None = None,
+    overwrite: bool = False,
+    device: str = "cpu",
+    threads: int | None = None,
+    max_memory: int | str = DEFAULT,
+    engine_python: Mapping[str, str] | None = None,
+    report: Report = silent,
+    progress: bool = True,
+) -> Reproduced:
+    """Derive again what a manifest tells of, from the inputs that it names, and compare every
+    digest (docs/reproduce.md).
+
+    ``source`` is an output, or a manifest found anywhere. Inputs are fetched from the Hub at the
+    manifest's commits, else read where they were last seen, or where ``base``, ``adapter`` and
+    ``files`` (by option: ``imatrix``, ``calibration``) say. With ``output`` the artefact is written
+    there whole, or not at all.
+
+    Raises `BadInput` where an input is not known, `IntegrityError` where one is not the manifest's
+    or ``source`` itself is damaged, `NotReproduced` where a byte differs.
+    """
+    return reproducing.reproduce(
+        Path(source),
+        None if output is None else Path(output),
+        base=base,
+        adapters=() if adapter is None else several(adapter),
+        files={option: Path(path) for option, path in (files or {}).items()},
+        overwrite=overwrite,
+        max_memory=budget_of(max_memory),
+        threads=threads,
+        device=device_of(device),
+        pythons=engine_python or {},
+        report=report,
+        progress=progress,
     )
 
 

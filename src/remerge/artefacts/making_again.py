@@ -73,6 +73,8 @@ def make_again(
     differs.
     """
     out.mkdir(exist_ok=True)
+    if any(out.iterdir()):
+        raise ValueError(f"{out} is not empty")
     try:
         found = write_again(
             derivation, out, device=device, threads=threads, pythons=pythons, report=report

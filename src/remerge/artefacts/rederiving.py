@@ -143,8 +143,12 @@ def check_inputs(derivation: Derivation, shards: Mapping[str, str]) -> None:
     """As `check_now`, with digests of the base's weight files that the caller vouches for, by their
     names."""
     manifest, plan = derivation.manifest, derivation.plan
-    for record, opened in zip(manifest.adapters, plan.adapters, strict=True):
-        check_input(record, opened.path, opened.digests(), "adapter")
+    own = adapter_digests(plan)
+    for number, (record, opened) in enumerate(
+        zip(manifest.adapters, plan.adapters, strict=True), 1
+    ):
+        digests = {name: own[f"adapter/{number}/{name}"] for name in opened.files}
+        check_input(record, opened.path, digests, "adapter")
     small = small_digests(plan)
     config = small["base/config.json"]
     check_input(manifest.base, plan.base.path, {**shards, "config.json": config}, "base")
@@ -153,7 +157,7 @@ def check_inputs(derivation: Derivation, shards: Mapping[str, str]) -> None:
             if file_digest(path) != manifest.files[option].sha256:
                 raise _other_file(option, path)
     digests = {f"base/{name}": digest for name, digest in shards.items()}
-    digests |= {**adapter_digests(plan), **small}
+    digests |= {**own, **small}
     if isinstance(manifest, EngineManifest):
         assert derivation.asked is not None
         key = key_of(plan, digests, derivation.asked, manifest.origin)
@@ -206,7 +210,7 @@ def _asked(manifest: DerivedManifest, given: Mapping[str, Path]) -> Asked | None
             raise BadInput(
                 f"The file {record.name} of --{option} is not where it was, or was changed.",
                 why="It is an input, and its bytes decide the output's.",
-                hint="Put it back, or make the output again.",
+                hint=f"Put it back; remerge reproduce takes --file {option}=PATH.",
             )
         if file_digest(path) != record.sha256:
             raise _other_file(option, path)

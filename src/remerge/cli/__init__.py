@@ -28,6 +28,7 @@ _COMMANDS = (
     "extract",
     "inspect",
     "verify",
+    "reproduce",
     "check",
     "compare",
     "formats",

@@ -186,7 +186,8 @@ def _commit(
     if moves or writes:
         commit(store, Change(entry, ids, tuple(names), moves, writes))
     nbytes = sum(staged.size for one in (taken, *others) for staged in one.staged.values())
-    return Added(artefact, chosen, taken.record, known and not moves, nbytes, ids[1:], notes)
+    there = known and not any(file.sha256 in taken.staged for file in taken.record.files)
+    return Added(artefact, chosen, taken.record, there, nbytes, ids[1:], notes)
 
 
 def _names(store: Store, taken: _Taken, name: str | None) -> list[str]:

@@ -49,7 +49,8 @@ class Decided:
 
 @dataclass(frozen=True)
 class Collection:
-    """All decisions; ``nbytes`` is what goes from the disk, ``swept`` what no artefact had of it."""
+    """All decisions; ``nbytes`` is what goes from the disk, ``swept`` the part that no artefact
+    had."""
 
     decided: tuple[Decided, ...]
     nbytes: int

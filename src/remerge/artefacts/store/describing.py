@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import BaseModel
-
 from remerge.adapters.adapter import open_adapter
 from remerge.artefacts.adapter_manifest import AdapterManifest
+from remerge.artefacts.any_manifest import read_any_manifest
 from remerge.artefacts.engine_manifest import EngineManifest
 from remerge.artefacts.extraction_manifest import ExtractionManifest
 from remerge.artefacts.manifest import (
@@ -18,12 +17,11 @@ from remerge.artefacts.manifest import (
     FileRecord,
     InputRecord,
     Manifest,
-    parsed,
 )
 from remerge.artefacts.names import name_of_merge
 from remerge.artefacts.store.records import Kind, Source
 from remerge.artefacts.test_result import TESTS
-from remerge.errors import BadInput, UsageError
+from remerge.errors import BadInput
 from remerge.merging.plan import digest_of
 from remerge.outputs.single_file import manifest_beside
 from remerge.sources.checkpoint import open_checkpoint
@@ -34,13 +32,6 @@ _CARD = "README.md"
 _WEIGHTS = (".safetensors", ".gguf", ".onnx", ".data", ".bin", ".xml")
 # Smaller files that are no weights cost nothing, and stay to say what an artefact was.
 _LARGE = 2**20
-_MANIFESTS: dict[str, type[BaseModel]] = {
-    "remerge/1": Manifest,
-    "remerge-engine/1": EngineManifest,
-    "remerge-adapter/1": AdapterManifest,
-    "remerge-extraction/1": ExtractionManifest,
-}
-_Made = Manifest | EngineManifest | AdapterManifest | ExtractionManifest
 
 
 @dataclass(frozen=True)
@@ -114,7 +105,7 @@ def input_digest(files: dict[str, str]) -> str:
 
 
 def _made(path: Path) -> Described:
-    manifest = _manifest(path / MANIFEST)
+    manifest = read_any_manifest(path / MANIFEST)
     if isinstance(manifest, AdapterManifest | ExtractionManifest):
         return _adapter(resolve(path, "adapter"), None)
     files = [_found(path / record.name, record) for record in manifest.outputs]
@@ -123,7 +114,7 @@ def _made(path: Path) -> Described:
 
 
 def _single(path: Path, beside: Path) -> Described:
-    manifest = _manifest(beside)
+    manifest = read_any_manifest(beside)
     if not isinstance(manifest, EngineManifest) or len(manifest.outputs) != 1:
         raise BadInput(f"{beside} is not the manifest of one file.")
     # The file may have been renamed since; its digest says whether it is the one.
@@ -249,11 +240,3 @@ def _form(manifest: Manifest | EngineManifest) -> str | None:
         return recipe.quantize
     kind = recipe.form.get("file_type") or recipe.form.get("precision")
     return recipe.format if kind is None else f"{recipe.format}:{kind}"
-
-
-def _manifest(path: Path) -> _Made:
-    content = path.read_bytes()
-    for mark, kind in _MANIFESTS.items():
-        if f'"format": "{mark}"'.encode() in content:
-            return parsed(path, content, kind)  # pyright: ignore
-    raise UsageError(f"{path} is no manifest that this remerge knows.")

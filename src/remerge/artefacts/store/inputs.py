@@ -6,8 +6,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from remerge.artefacts.any_manifest import DerivedManifest, manifest_from
-from remerge.artefacts.manifest import PREPARATIONS, InputRecord
+from remerge.artefacts.any_manifest import manifest_from
+from remerge.artefacts.engine_manifest import EngineManifest
+from remerge.artefacts.manifest import PREPARATIONS, InputRecord, Manifest
 from remerge.artefacts.origins import place_of
 from remerge.artefacts.rederiving import Derivation, Sources, open_again
 from remerge.artefacts.store import blobs, index
@@ -22,7 +23,7 @@ from remerge.sources.references import Reference, resolve
 Remake = Callable[[str, Path], None]
 
 
-def manifest_of(store: Store, record: Record) -> DerivedManifest:
+def manifest_of(store: Store, record: Record) -> Manifest | EngineManifest:
     """The manifest of a derived artefact; raises `UsageError` for what was not derived."""
     if not record.derived or record.manifest is None:
         raise UsageError(
@@ -38,8 +39,8 @@ def manifest_of(store: Store, record: Record) -> DerivedManifest:
             hint="remerge store verify says what else is.",
         )
     found = manifest_from(path.read_bytes(), path)
-    assert not hasattr(found, "merged")
-    return found  # pyright: ignore
+    assert isinstance(found, Manifest | EngineManifest)
+    return found
 
 
 def open_stored(store: Store, record: Record, place: Path, remake: Remake) -> Derivation:
@@ -93,13 +94,13 @@ def _lay_out(store: Store, record: Record, place: Path) -> None:
     for file in record.files:
         target = place / file.name
         target.parent.mkdir(parents=True, exist_ok=True)
-        path = blobs.find(store, file.sha256)
-        if path is None:
+        try:
+            blobs.lend(store, file.sha256, target)
+        except FileNotFoundError as error:
             raise BadInput(
                 f"The blob {file.sha256} is missing in the store {store}.",
                 hint="remerge store verify says what else is.",
-            )
-        target.hardlink_to(path)
+            ) from error
 
 
 def _digest(record: InputRecord) -> str:
