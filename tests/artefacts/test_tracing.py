@@ -1,4 +1,4 @@
-"""Back from files found anywhere: moved, renamed, damaged, mixed, alone, with and without a store."""
+"""Back from files found anywhere: moved, renamed, damaged, mixed, alone; with a store and without."""
 
 from __future__ import annotations
 
