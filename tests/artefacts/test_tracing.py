@@ -1,4 +1,4 @@
-"""Back from files found anywhere: moved, renamed, damaged, mixed, alone; with a store and without."""
+"""Back from files found anywhere: moved, renamed, damaged, mixed, alone; with a store or not."""
 
 from __future__ import annotations
 
