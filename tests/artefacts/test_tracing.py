@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from gguf import GGUFWriter
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import remerge
 from remerge.artefacts.evaluations import statement_from
@@ -26,6 +32,7 @@ from remerge.artefacts.test_result import (
     write_test_result,
 )
 from remerge.artefacts.traced import Trace
+from remerge.cli import group
 from remerge.errors import BadInput
 from tests import tiny
 
@@ -296,6 +303,44 @@ def test_names_that_lead_out_are_not_followed(out: Path, tmp_path: Path) -> None
     found = trace(out)
     assert found.files is not None
     assert not any("secret" in name for name in found.files)
+
+
+def leaves(value: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    inner = value.items() if isinstance(value, dict) else enumerate(value)
+    found: list[tuple[Any, ...]] = []
+    for key, one in inner:
+        found.append((*at, key))
+        found += leaves(one, (*at, key)) if isinstance(one, dict | list) else []
+    return found
+
+
+odd = st.sampled_from(
+    [None, 0, -1, 2**70, 1e308, True, "", "\0", "../x", "/etc/passwd", "a" * 300, "\x1b[2J", [], {}]
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_an_odd_manifest_is_an_answer_or_refused(made: Path, data: st.DataObject) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        for name in (*SHARDS, "config.json"):
+            (place / name).symlink_to(made / "out" / name)
+        document = json.loads((made / "out" / "remerge.json").read_bytes())
+        where = data.draw(st.sampled_from(leaves(document)))
+        inner = document
+        for key in where[:-1]:
+            inner = inner[key]
+        inner[where[-1]] = data.draw(odd)
+        (place / "remerge.json").write_text(json.dumps(document))
+        for what in (place, place / SHARDS[0], place / "remerge.json"):
+            with contextlib.suppress(BadInput):
+                json.dumps(trace(what).document())
+        done = CliRunner().invoke(group, ["store", "trace", folder], standalone_mode=False)
+        assert done.exception is None or isinstance(done.exception, BadInput)
+        assert "\x1b" not in done.stdout
+        with contextlib.suppress(BadInput):
+            json.dumps(remerge.Store().diff(place, made / "out").document())
 
 
 # --- what files say ------------------------------------------------------------------------------
