@@ -20,8 +20,8 @@ from remerge.artefacts.found_files import (
     unheard,
     weights_below,
 )
-from remerge.artefacts.manifest import MANIFEST
 from remerge.artefacts.manifest_facts import Told
+from remerge.artefacts.records import MANIFEST
 from remerge.artefacts.self_description import Claims, claims_of_directory, claims_of_file
 from remerge.artefacts.traced import Kept, Library, Strength, Trace
 from remerge.artefacts.tracing_origins import origin_of, origin_of_kept, same_manifest

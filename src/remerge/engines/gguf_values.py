@@ -43,24 +43,20 @@ def lazy_tensor(merged: MergedCheckpoint, name: str) -> Any:
 def rows_of(lazy: Any) -> Rows:
     """How to read a tensor that the converter gave."""
     if isinstance(lazy, gguf.LazyNumpyTensor) and _is_unchanged(lazy):
-        return rows_of(_source(lazy))
+        return rows_of(lazy._args[0])
     if not isinstance(lazy, LazyTorchTensor):
         return _Whole(lazy)
+    arguments: tuple[Any, ...] = lazy._args
     if lazy._func is _all_of:
-        return _Direct(_source(lazy))
-    dimension = lazy._kwargs.get("dim", lazy._args[1] if len(lazy._args) > 1 else 0)
+        return _Direct(arguments[0])
+    dimension = lazy._kwargs.get("dim", arguments[1] if len(arguments) > 1 else 0)
     if lazy._func in (torch.stack, torch.cat) and dimension == 0:
-        return _below_one_another(_source(lazy))
+        return _below_one_another(arguments[0])
     return _Whole(lazy)
 
 
 def _all_of(tensor: MergedTensor) -> torch.Tensor:
     return tensor[...].float()
-
-
-def _source(lazy: Any) -> Any:
-    """What a lazy tensor is made of first."""
-    return lazy._args[0]
 
 
 def _is_unchanged(lazy: Any) -> bool:

@@ -9,8 +9,8 @@ from pathlib import Path
 from remerge.artefacts.differences import Differences, Side, differences
 from remerge.artefacts.evaluations import Evaluation, evaluation_of, statement_from
 from remerge.artefacts.found_files import Report, manifest_at, manifests_near, weights_below
-from remerge.artefacts.manifest import MANIFEST
 from remerge.artefacts.manifest_facts import Told, read_told
+from remerge.artefacts.records import MANIFEST
 from remerge.artefacts.store import blobs
 from remerge.artefacts.store.layout import Store
 from remerge.artefacts.store.library import StoreLibrary

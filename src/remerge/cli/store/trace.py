@@ -72,7 +72,7 @@ def _claimed(claims: Claims) -> list[tuple[str, str]]:
     rows = [("base", name) for name in claims.base]
     rows += [("adapter", name) for name in claims.adapters]
     rows += [("merge key", claims.merge_key)] if claims.merge_key is not None else []
-    return rows + [(printable(key), str(value)) for key, value in claims.facts.items()]
+    return rows + [(printable(key), _short(value)) for key, value in claims.facts.items()]
 
 
 def _rows(origin: Origin, *, verbose: bool) -> list[tuple[str, str]]:
