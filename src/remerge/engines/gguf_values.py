@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from threading import Lock
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import gguf
 import numpy as np
@@ -46,10 +46,10 @@ def rows_of(lazy: Any) -> Rows:
         return rows_of(lazy._args[0])
     if not isinstance(lazy, LazyTorchTensor):
         return _Whole(lazy)
-    arguments = cast("tuple[Any, ...]", lazy._args)
+    arguments: tuple[Any, ...] = lazy._args
     if lazy._func is _all_of:
         return _Direct(arguments[0])
-    dimension = lazy._kwargs.get("dim", arguments[1] if len(arguments) > 1 else 0)
+    dimension = lazy._kwargs.get("dim", next(iter(arguments[1:]), 0))
     if lazy._func in (torch.stack, torch.cat) and dimension == 0:
         return _below_one_another(arguments[0])
     return _Whole(lazy)
