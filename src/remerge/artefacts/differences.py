@@ -23,7 +23,7 @@ from remerge.artefacts.tensor_differences import (
     tensors_of,
 )
 from remerge.errors import BadInput
-from remerge.sources.documents import read_json_object
+from remerge.sources.documents import as_object, read_json_object
 
 _SETTINGS = ("config.json", "adapter_config.json", "generation_config.json")
 _TENSOR_FILES = (".safetensors", ".gguf")
@@ -133,9 +133,8 @@ def _called_alike(a: Side, b: Side) -> Side:
 def _of_manifests(a: Told, b: Told) -> list[Difference]:
     rows = _of_base(a.base, b.base)
     rows += _of_adapters(a, b)
-    ours = {key: value for key, value in a.recipe.items() if key != "weights"}
-    theirs = {key: value for key, value in b.recipe.items() if key != "weights"}
-    rows += _of_fields("recipe", ours, theirs)
+    recipes = [{k: v for k, v in told.recipe.items() if k != "weights"} for told in (a, b)]
+    rows += _of_fields("recipe", _flat(recipes[0]), _flat(recipes[1]))
     rows += _of_fields("input", _digests(a), _digests(b))
     rows += _of_fields("engine", {"engine": a.says.engine}, {"engine": b.says.engine})
     kept = [None if t.says.retention is None else t.says.retention.overall for t in (a, b)]
@@ -231,6 +230,18 @@ def _of_fields(part: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> list[Di
     ]
 
 
+def _flat(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of fields by both names."""
+    found: dict[str, Any] = {}
+    for key, value in fields.items():
+        inner = as_object(value)
+        if inner is None:
+            found[key] = value
+        else:
+            found |= {f"{key}.{name}": one for name, one in inner.items()}
+    return found
+
+
 def _of_evaluations(a: Sequence[Evaluation], b: Sequence[Evaluation]) -> list[Difference]:
     """The newest of each: verdict and scores."""
     if not a and not b:
@@ -257,7 +268,7 @@ def _of_settings(a: Mapping[str, Path], b: Mapping[str, Path]) -> list[Differenc
                 pair = [read_json_object(side[name]) for side in (a, b)]
             except BadInput:
                 continue
-            rows += _of_fields(name, pair[0], pair[1])
+            rows += _of_fields(name, _flat(pair[0]), _flat(pair[1]))
     return rows
 
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from remerge.artefacts.manifest import parsed
+from remerge.artefacts.records import parsed
 from remerge.artefacts.test_result import Interval, Statement
 
 

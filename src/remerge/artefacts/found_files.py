@@ -11,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
 
-from remerge.artefacts.manifest import MANIFEST
 from remerge.artefacts.manifest_facts import Told, read_told
+from remerge.artefacts.records import MANIFEST
 from remerge.errors import BadInput, TryAgain
 
 # Bytes done, bytes in all, the file at hand.

@@ -188,5 +188,8 @@ def read_told(content: bytes, where: str) -> Told:
 
 
 def _is_inside(name: str) -> bool:
+    """Whether this can be the name of a file below a directory."""
     path = PurePosixPath(name)
-    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts
+    short = all(len(part.encode("utf-8", "replace")) < 256 for part in path.parts)
+    plain = short and len(name) < 4096 and "\0" not in name
+    return plain and bool(path.parts) and not path.is_absolute() and ".." not in path.parts

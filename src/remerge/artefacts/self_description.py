@@ -6,23 +6,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from remerge.adapters.training_run import training_run
 from remerge.errors import BadInput
 from remerge.outputs.directory import CARD
 from remerge.sources.documents import as_list, as_object, read_json_object
 from remerge.sources.gguf_header import read_gguf_header
 from remerge.sources.header import Header, read_header
+from remerge.sources.references import hub_origin
 
 _MAX_CARD = 2**20
 _LONGEST = 500
 _FRONT = re.compile(r"\A---\s*\n(.*?)\n---\s*(?:\n|\Z)", re.DOTALL)
 _KEY_IN_CARD = re.compile(r"merge[ _-]?key\W{1,20}([0-9a-f]{64})\b", re.IGNORECASE)
-_SNAPSHOT = re.compile(r"models--([^/]+?)--([^/]+)/snapshots/([0-9a-f]{40})(?:/|\Z)")
 _FACTOR = re.compile(r"lora_[AB]\.|lora_(up|down)\.|lora_embedding_|lora_magnitude|\.hada_|\.lokr_")
 
 
@@ -57,8 +58,8 @@ def claims_of_directory(path: Path) -> Claims | None:
     """What a directory's configuration and model card say; None where it has neither."""
     card = _card(path / CARD)
     facts: dict[str, Any] = {}
-    if snapshot := _SNAPSHOT.search(path.absolute().as_posix()):
-        facts |= {"repository": f"{snapshot[1]}/{snapshot[2]}", "commit": snapshot[3]}
+    if (origin := hub_origin(path)) is not None:
+        facts |= {"repository": origin.hub_id, "commit": origin.commit}
     adapter, config = _json(path / "adapter_config.json"), _json(path / "config.json")
     if adapter is not None:
         named = _short(adapter.get("base_model_name_or_path"))
@@ -66,6 +67,8 @@ def claims_of_directory(path: Path) -> Claims | None:
         base = (f"{named}@{revision}" if revision else named,) if named else card.base
         keys = ("peft_type", "task_type", "r", "lora_alpha")
         facts |= {key: adapter[key] for key in keys if isinstance(adapter.get(key), str | int)}
+        if (run := training_run(path).run) is not None:
+            facts["run"] = {key: value for key, value in asdict(run).items() if value is not None}
         return Claims("adapter", card.merge_key, base, facts=facts)
     if config is not None:
         named = _short(config.get("_name_or_path"))
@@ -91,7 +94,7 @@ def _gguf(path: Path) -> Claims:
         found = url.removeprefix("https://huggingface.co/") if url else name
         base += [found[:_LONGEST]] if found else []
     facts = {
-        "name": _short(header.text("general.name")),
+        "called": _short(header.text("general.name")),
         "architecture": _short(header.text("general.architecture")),
         "tensors": len(header.tensors),
     }

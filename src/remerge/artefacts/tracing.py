@@ -20,8 +20,8 @@ from remerge.artefacts.found_files import (
     unheard,
     weights_below,
 )
-from remerge.artefacts.manifest import MANIFEST
 from remerge.artefacts.manifest_facts import Told
+from remerge.artefacts.records import MANIFEST
 from remerge.artefacts.self_description import Claims, claims_of_directory, claims_of_file
 from remerge.artefacts.traced import Kept, Library, Strength, Trace
 from remerge.artefacts.tracing_origins import origin_of, origin_of_kept, same_manifest
@@ -282,10 +282,12 @@ def _from_store(
     differs = _differences(expected, looked, library)
     how = (f"The store has {most} of its {len(files)} files of weights.",)
     origins = tuple(origin_of_kept(one, library, [*looked.values()]) for one in best)
+    # Of an adapter or a base only its configuration tells more.
+    claims = claims_of_directory(path) if best[0].manifest is None else None
     strength: Strength = "partly proven" if most < len(files) else "proven"
     strength = "partly proven" if differs else strength
     return Trace(
-        str(path), origins[0].kind, "store", strength, how, origins, None, differs, looked, parts
+        str(path), origins[0].kind, "store", strength, how, origins, claims, differs, looked, parts
     )
 
 

@@ -12,8 +12,8 @@ from typing import Any
 from remerge.artefacts import user_index
 from remerge.artefacts.evaluations import Evaluation, evaluation_of, statement_from
 from remerge.artefacts.found_files import manifest_at
-from remerge.artefacts.manifest import MANIFEST, PROVENANCE
 from remerge.artefacts.manifest_facts import InputTold, Told, read_told
+from remerge.artefacts.records import MANIFEST, PROVENANCE
 from remerge.artefacts.test_result import tests_of
 from remerge.artefacts.traced import Kept, Library, MadeBy, Origin
 from remerge.errors import BadInput

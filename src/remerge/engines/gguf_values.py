@@ -50,7 +50,7 @@ def rows_of(lazy: Any) -> Rows:
     arguments = cast("tuple[Any, ...]", lazy._args)
     if lazy._func is _all_of:
         return _Direct(arguments[0])
-    dimension = lazy._kwargs.get("dim", arguments[1] if len(arguments) > 1 else 0)
+    dimension = lazy._kwargs.get("dim", next(iter(arguments[1:]), 0))
     if lazy._func in (torch.stack, torch.cat) and dimension == 0:
         return _below_one_another(arguments[0])
     return _Whole(lazy)

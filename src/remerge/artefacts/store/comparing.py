@@ -9,12 +9,13 @@ from pathlib import Path
 from remerge.artefacts.differences import Differences, Side, differences
 from remerge.artefacts.evaluations import Evaluation, evaluation_of, statement_from
 from remerge.artefacts.found_files import Report, manifest_at, manifests_near, weights_below
-from remerge.artefacts.manifest import MANIFEST
 from remerge.artefacts.manifest_facts import Told, read_told
+from remerge.artefacts.records import MANIFEST
 from remerge.artefacts.store import blobs
 from remerge.artefacts.store.layout import Store
 from remerge.artefacts.store.library import StoreLibrary
 from remerge.artefacts.store.refs import resolve
+from remerge.artefacts.store.tracing import is_there, nothing_there
 from remerge.artefacts.store.transactions import settle
 from remerge.artefacts.tensor_differences import Contents
 from remerge.artefacts.test_result import tests_of
@@ -38,13 +39,10 @@ def compare(a: str | Path, b: str | Path, store: Store | None, report: Report) -
 
 def _side(what: str | Path, store: Store | None) -> Side:
     path, text = Path(what).expanduser(), str(what)
-    if os.path.lexists(path):
+    if is_there(path):
         return _from_path(path)
-    if store is None:
-        raise BadInput(
-            f"There is nothing at {text}, and no store that could know it by this name.",
-            hint="Give a path that is there, or a store: --store DIR.",
-        )
+    if store is None or os.sep in text:
+        raise nothing_there(text)
     library = StoreLibrary(store)
     return _from_store(text, library.get(resolve(store, text)), store)
 

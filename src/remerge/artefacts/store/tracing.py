@@ -27,13 +27,10 @@ def trace(what: str | Path, store: Store | None, report: Report) -> Trace:
         settle(store)
     library = None if store is None else StoreLibrary(store)
     path, text = Path(what).expanduser(), str(what)
-    if isinstance(what, Path) or _is_there(path):
+    if isinstance(what, Path) or is_there(path):
         return tracing.trace(path, library, report=report)
-    if library is None:
-        raise BadInput(
-            f"There is nothing at {text}, and no store that could know it by this name.",
-            hint="Give a path that is there, or a store: --store DIR.",
-        )
+    if library is None or os.sep in text:
+        raise nothing_there(text)
     digest = _DIGEST.fullmatch(text)
     try:
         artefact = resolve(library.store, text)
@@ -44,7 +41,16 @@ def trace(what: str | Path, store: Store | None, report: Report) -> Trace:
     return tracing.trace_kept(text, library.get(artefact), library)
 
 
-def _is_there(path: Path) -> bool:
+def nothing_there(text: str) -> BadInput:
+    """What was asked for is no path, and no store can know it."""
+    return BadInput(
+        f"There is nothing at {text}, and no store that could know it by this name.",
+        hint="Give a path that is there, or a name in a store: --store DIR.",
+    )
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is anything at a path, be it a link to nothing."""
     try:
         return os.path.lexists(path)
     except (OSError, ValueError):

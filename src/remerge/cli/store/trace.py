@@ -57,7 +57,7 @@ def _print(found: Trace, *, verbose: bool) -> None:
         several = len(found.origins) > 1
         rows += [("origin", f"{number} of {len(found.origins)}")] if several else []
         rows += _rows(origin, verbose=verbose)
-    if found.claims is not None and not found.origins:
+    if found.claims is not None and all(one.told is None for one in found.origins):
         rows += _claimed(found.claims)
     if verbose:
         rows += [("file", f"{sha256}  {name}") for name, sha256 in (found.files or {}).items()]
@@ -72,7 +72,7 @@ def _claimed(claims: Claims) -> list[tuple[str, str]]:
     rows = [("base", name) for name in claims.base]
     rows += [("adapter", name) for name in claims.adapters]
     rows += [("merge key", claims.merge_key)] if claims.merge_key is not None else []
-    return rows + [(printable(key), str(value)) for key, value in claims.facts.items()]
+    return rows + [(printable(key), _short(value)) for key, value in claims.facts.items()]
 
 
 def _rows(origin: Origin, *, verbose: bool) -> list[tuple[str, str]]:
