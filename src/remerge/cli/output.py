@@ -29,6 +29,12 @@ def print_json(document: Any) -> None:
     click.echo(json.dumps(document, indent=2, ensure_ascii=False))
 
 
+def printable(text: str) -> str:
+    """Text of a file from anywhere, without what would steer a terminal."""
+    clean = "".join(c if c.isprintable() else " " for c in text)
+    return clean.encode("utf-8", "replace").decode()
+
+
 def print_table(rows: Sequence[tuple[str, str]]) -> None:
     """Two columns, aligned."""
     width = max((len(left) for left, _ in rows), default=0)

@@ -142,6 +142,20 @@ def give(store: Store, sha256: str, target: Path, link: Link = "copy") -> None:
         )
 
 
+def lend(store: Store, sha256: str, target: Path) -> None:
+    """Let the bytes of a digest be read at ``target``, in the staging, by us alone.
+
+    Raises `FileNotFoundError` where they are not there; what they are is for the reader to check.
+    """
+    path = find(store, sha256)
+    if path is None:
+        raise FileNotFoundError(sha256)
+    try:
+        target.hardlink_to(path)
+    except OSError:
+        _take(path, target, "copy")
+
+
 def _missing(source: Path) -> IntegrityError:
     return IntegrityError(f"{source} is missing, though the manifest names it.")
 

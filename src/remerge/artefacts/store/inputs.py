@@ -94,13 +94,13 @@ def _lay_out(store: Store, record: Record, place: Path) -> None:
     for file in record.files:
         target = place / file.name
         target.parent.mkdir(parents=True, exist_ok=True)
-        path = blobs.find(store, file.sha256)
-        if path is None:
+        try:
+            blobs.lend(store, file.sha256, target)
+        except FileNotFoundError as error:
             raise BadInput(
                 f"The blob {file.sha256} is missing in the store {store}.",
                 hint="remerge store verify says what else is.",
-            )
-        target.hardlink_to(path)
+            ) from error
 
 
 def _digest(record: InputRecord) -> str:

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from remerge.artefacts.store import index, layout, transactions
 
 if TYPE_CHECKING:
+    from remerge.artefacts.differences import Differences
     from remerge.artefacts.store.adding import Added
     from remerge.artefacts.store.checking import Checked
     from remerge.artefacts.store.collecting import Collection
     from remerge.artefacts.store.materializing import Materialized
     from remerge.artefacts.store.rebuilding import Means, Rebuilt
     from remerge.artefacts.store.showing import Shown
+    from remerge.artefacts.traced import Trace
 
 Report = Callable[[int, int, str], None]
 
@@ -173,6 +175,25 @@ class Store:
             self._opened(), kept, means, targets=targets, dry_run=dry_run, force=force
         )
 
+    def trace(self, what: str | Path, report: Report = _silent) -> Trace:
+        """From a file, a directory, a manifest, a digest or a name back to what made it.
+
+        A path that is there comes first. Needs no store, and makes none. Raises `BadInput` where
+        nothing is known, saying what was tried.
+        """
+        from remerge.artefacts.store import tracing
+
+        return tracing.trace(what, self._if_there(), report)
+
+    def diff(self, a: str | Path, b: str | Path, report: Report = _silent) -> Differences:
+        """What differs between two artefacts: what they were made from, how, and which tensors.
+
+        Each is a path that is there, else a ``target``.
+        """
+        from remerge.artefacts.store import comparing
+
+        return comparing.compare(a, b, self._if_there(), report)
+
     def verify(self, targets: Sequence[str] = (), report: Report = _silent) -> Checked:
         """Read every byte of some artefacts, or of all, and hold it to its digest."""
         from remerge.artefacts.store import checking
@@ -197,3 +218,9 @@ class Store:
 
     def _opened(self) -> layout.Store:
         return layout.open_store(self._place)
+
+    def _if_there(self) -> layout.Store | None:
+        """The store; None where there is none and none was named."""
+        if self._place is None and not (self.root / "store.json").is_file():
+            return None
+        return self._opened()

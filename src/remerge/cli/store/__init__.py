@@ -14,6 +14,8 @@ _COMMANDS = (
     "tag",
     "pin",
     "materialize",
+    "trace",
+    "diff",
     "verify",
     "gc",
     "rebuild",
