@@ -9,7 +9,6 @@ method is written as its name with options, e.g. "ties --density 0.5".
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import shutil
 import subprocess
@@ -18,6 +17,8 @@ import tempfile
 from pathlib import Path
 
 import measure
+
+from remerge.artefacts.provenance import measured_of
 
 HERE = Path(__file__).resolve().parent
 PYTHON = sys.executable
@@ -77,9 +78,7 @@ def cold(sources: list[Path], method: str, scratch: Path) -> measure.Measured:
     words = ["merge", "-q", *map(str, sources), "-o", str(out), "--method", *shlex.split(method)]
     try:
         measured = measure.run([PYTHON, "-m", "remerge", *words], out)
-        if (out / "provenance.json").is_file():
-            provenance = json.loads((out / "provenance.json").read_text())
-            print(f"  {method}: {provenance['threads']} threads", file=sys.stderr)
+        print(f"  {method}: {measured_of(out).get('threads')} threads", file=sys.stderr)
         return measured
     finally:
         measure.remove(out)

@@ -16,6 +16,7 @@ from remerge.merging.budget import DEFAULT, SMALLEST
 from remerge.merging.plan import Plan
 from remerge.merging.recipe import make_recipe, parse_size
 from remerge.outputs.planning import Inputs, make_plan, open_inputs
+from remerge.outputs.training_runs import with_runs
 from remerge.sources.references import labels_of
 
 Source = str | Path
@@ -47,7 +48,9 @@ class PlanOptions(TypedDict, total=False):
     ``tensor_type`` (``PATTERN=TYPE``), ``via`` (bfloat16: quantise what a checkpoint of that dtype
     holds), ``imatrix`` (a file) and ``allow_token_differences``; what is calibrated takes
     ``calibration`` (a file of samples), ``calibration_samples`` and ``calibration_length`` (how
-    many, and of how many tokens) and ``group_size``. ``max_memory`` changes no byte;
+    many, and of how many tokens) and ``group_size``. ``run_id`` (``[ADAPTER=]ID``, one or several)
+    names the run that trained an adapter, which is otherwise read from what lies beside it; it goes
+    into the manifest and changes no byte of the model. Nor does ``max_memory``;
     ``progress`` allows the Hub's download bars, which appear on a terminal only.
     """
 
@@ -75,6 +78,7 @@ class PlanOptions(TypedDict, total=False):
     calibration_samples: int | None
     calibration_length: int | None
     group_size: int | None
+    run_id: str | Sequence[str] | None
     max_memory: int | str
     progress: bool
 
@@ -98,11 +102,12 @@ def planned_of(base: Source | None, named: Sequence[Source], options: PlanOption
         "copy_code": asked.get("copy_code", False),
         "progress": asked.pop("progress", True),
     }
+    run_id = asked.pop("run_id", None)
     form = read_form(asked.get("to", "safetensors"), given, file_digest)
     if form is not None:
         asked |= _engine_words(form, asked.get("dtype", "keep"))
     recipe = make_recipe(labels_of(named), **asked)
-    inputs = open_inputs(base, named, **opening)
+    inputs = with_runs(open_inputs(base, named, **opening), run_id)
     return Planned(inputs, make_plan(inputs, recipe, budget), budget, form)
 
 

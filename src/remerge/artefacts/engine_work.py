@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 from remerge.artefacts.engine_manifest import Origin
+from remerge.artefacts.engine_recording import records_of
 from remerge.artefacts.making import Report, make, write_side_file
 from remerge.artefacts.manifest import MANIFEST, PROVENANCE, FileRecord
-from remerge.artefacts.recording import file_record
 from remerge.engines.calling import Note, call
 from remerge.engines.environments import python_of
 from remerge.engines.forms import Asked
@@ -25,7 +25,6 @@ from remerge.merging.budget import DEFAULT, Resources
 from remerge.merging.plan import Plan, merge_key
 from remerge.outputs.planning import Inputs, make_plan
 from remerge.outputs.spellings import both_spellings
-from remerge.sources.storage import sync_file
 
 
 def unheard(text: str) -> None:
@@ -146,19 +145,3 @@ def key_of(plan: Plan, digests: Mapping[str, str], asked: Asked, origin: Origin)
     engine = asked.form.engine
     words = {f"engine/{engine.name}": engine.identity, "origin": origin.model_dump_json()}
     return merge_key(plan, {**digests, **words})
-
-
-def records_of(
-    work: Path, told: Mapping[str, Any], name: str | None, alone: str | None
-) -> list[FileRecord]:
-    """The output's files with sizes and digests: as the engine told them while it wrote, or read
-    again. ``name`` is the file that it told of, ``alone`` what that one will be called."""
-    found: list[FileRecord] = []
-    for path in sorted(work.rglob("*")):
-        at = path.relative_to(work).as_posix()
-        if at == name:
-            found.append(FileRecord(name=alone or at, size=told["size"], sha256=told["sha256"]))
-        elif path.is_file() and not at.startswith(".") and alone is None:
-            sync_file(path)
-            found.append(file_record(path, at))
-    return found

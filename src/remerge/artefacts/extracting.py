@@ -23,8 +23,8 @@ from remerge.artefacts.extraction_manifest import (
     ExtractionOptions,
     TensorRecord,
 )
-from remerge.artefacts.manifest import MANIFEST, FileRecord, InputRecord, to_bytes
-from remerge.artefacts.recording import file_record, input_name, input_record
+from remerge.artefacts.recording import file_record, input_name, input_record, write_provenance
+from remerge.artefacts.records import MANIFEST, FileRecord, InputRecord, to_bytes
 from remerge.errors import BadInput
 from remerge.merging.budget import peak_memory
 from remerge.merging.comparing import Comparison, Outcome
@@ -115,6 +115,17 @@ def extract(
                 reader.raw_file(s.name).changed() for reader in readers for s in reader.base.shards
             ):
                 raise BadInput("The base or the merged model changed while they were compared.")
+            compared = sum(shard.size for checkpoint in opened for shard in checkpoint.shards)
+            written = sum(record.size for record in manifest.outputs)
+            write_provenance(
+                place.work,
+                to_bytes(manifest),
+                started=started,
+                device=torch.device("cpu"),
+                threads=count,
+                bytesRead=compared,
+                bytesWritten=written,
+            )
             write_durably(place.work / MANIFEST, to_bytes(manifest))
             publish(place)
     finally:
@@ -124,8 +135,8 @@ def extract(
         out,
         manifest,
         time.time() - started,
-        sum(shard.size for checkpoint in opened for shard in checkpoint.shards),
-        sum(record.size for record in manifest.outputs),
+        compared,
+        written,
         peak_memory(),
     )
 

@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from remerge.artefacts.manifest import FileRecord, InputRecord
+from remerge.artefacts.records import FileRecord, InputRecord
 
 
 class ExtractionOptions(BaseModel):

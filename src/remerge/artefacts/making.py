@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -21,14 +19,13 @@ from remerge.artefacts.digests import adapter_digests, file_digest, input_digest
 from remerge.artefacts.manifest import (
     MANIFEST,
     PREPARATIONS,
-    PROVENANCE,
     FileRecord,
     InputRecord,
     Manifest,
     read_manifest,
     to_bytes,
 )
-from remerge.artefacts.recording import file_record, manifest_of
+from remerge.artefacts.recording import file_record, manifest_of, tells_runs, write_provenance
 from remerge.errors import BadInput
 from remerge.merging import preparations
 from remerge.merging.budget import Resources, peak_memory
@@ -97,7 +94,7 @@ def make(
     """
     check_place(out, inputs.paths)
     read = adapter_digests(plan)
-    done = _already_there(plan, out)
+    done = _already_there(inputs, plan, out)
     if done is not None:
         sweep(out)
         if judge is not None:
@@ -131,14 +128,23 @@ def make(
         if (place.work / PREPARATIONS).exists():
             records.append(file_record(place.work / PREPARATIONS, PREPARATIONS))
         manifest = manifest_of(inputs, plan, base_digests, read, records, meter, conflicts)
+        written = sum(record.size for record in records)
+        write_provenance(
+            place.work,
+            to_bytes(manifest),
+            started=started,
+            device=device,
+            threads=resources.threads,
+            chunk=resources.chunk,
+            bytesRead=plan.bytes_to_read,
+            bytesWritten=written,
+        )
         seconds = time.time() - started
-        _write_provenance(place, started, seconds, resources, device)
         write_durably(place.work / MANIFEST, to_bytes(manifest))
         if judge is not None:
             judge(place.work)
         publish(place)
     remember(plan, manifest.base, manifest.adapters)
-    written = sum(record.size for record in records)
     return MergeResult(
         out,
         manifest,
@@ -236,7 +242,7 @@ def prepare_into(work: Path, merged: MergedCheckpoint, plan: Plan, threads: int)
         temporary.rename(path)
 
 
-def _already_there(plan: Plan, out: Path) -> Manifest | None:
+def _already_there(inputs: Inputs, plan: Plan, out: Path) -> Manifest | None:
     """The manifest of ``out`` when this very merge is complete there, every file checked."""
     if not (out / MANIFEST).is_file():
         return None
@@ -244,7 +250,7 @@ def _already_there(plan: Plan, out: Path) -> Manifest | None:
         manifest = read_manifest(out)
     except BadInput:
         return None
-    if manifest.plan_id != plan.plan_id:
+    if manifest.plan_id != plan.plan_id or not tells_runs(inputs, manifest.adapters):
         return None
     if manifest.merge_key != merge_key(plan, input_digests(plan)):
         return None
@@ -263,20 +269,6 @@ def write_side_file(work: Path, side: SideFile) -> FileRecord:
     elif side.source is not None:
         copy_durably(side.source, target)
     return file_record(target, side.name)
-
-
-def _write_provenance(
-    place: Workplace, started: float, seconds: float, resources: Resources, device: torch.device
-) -> None:
-    document = {
-        "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
-        "seconds": round(seconds, 3),
-        "device": str(device),
-        "threads": resources.threads,
-        "chunk_bytes": resources.chunk,
-        "peak_memory_bytes": peak_memory(),
-    }
-    write_durably(place.work / PROVENANCE, (json.dumps(document, indent=2) + "\n").encode())
 
 
 def remember(plan: Plan, based: InputRecord, adapters: Sequence[InputRecord]) -> None:

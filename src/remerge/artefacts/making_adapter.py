@@ -23,7 +23,14 @@ from remerge.artefacts.digests import (
 )
 from remerge.artefacts.making import Report, prepare_into, remember, write_side_file
 from remerge.artefacts.manifest import MANIFEST, PREPARATIONS, FileRecord, to_bytes
-from remerge.artefacts.recording import adapter_records, file_record, input_name, input_record
+from remerge.artefacts.recording import (
+    adapter_records,
+    file_record,
+    input_name,
+    input_record,
+    tells_runs,
+    write_provenance,
+)
 from remerge.errors import BadInput
 from remerge.merging.adapter_factors import Factors
 from remerge.merging.adapter_plan import AdapterPlan, plan_adapter
@@ -79,7 +86,7 @@ def make_adapter(
     check_place(out, inputs.paths)
     adapter = plan_adapter(plan)
     read = input_digests(plan)
-    done = _already_there(plan, out, read)
+    done = _already_there(inputs, plan, out, read)
     if done is not None:
         sweep(out)
         return AdapterResult(out, done, time.time() - started, 0, peak_memory(), True)
@@ -109,10 +116,18 @@ def make_adapter(
         if (place.work / PREPARATIONS).exists():
             records.append(file_record(place.work / PREPARATIONS, PREPARATIONS))
         manifest = _manifest(inputs, adapter, derived, read, records)
+        written = sum(record.size for record in records)
+        write_provenance(
+            place.work,
+            to_bytes(manifest),
+            started=started,
+            device=device,
+            threads=count,
+            bytesWritten=written,
+        )
         write_durably(place.work / MANIFEST, to_bytes(manifest))
         publish(place)
     remember(plan, manifest.base, manifest.adapters)
-    written = sum(record.size for record in records)
     return AdapterResult(out, manifest, time.time() - started, written, peak_memory())
 
 
@@ -135,7 +150,9 @@ def _are_in(digests: Mapping[str, str], read: Mapping[str, str]) -> bool:
     return all(read.get(name) == digest for name, digest in digests.items())
 
 
-def _already_there(plan: Plan, out: Path, digests: Mapping[str, str]) -> AdapterManifest | None:
+def _already_there(
+    inputs: Inputs, plan: Plan, out: Path, digests: Mapping[str, str]
+) -> AdapterManifest | None:
     """The manifest of ``out`` when this very adapter is complete there, every file checked."""
     if not is_combined(out):
         return None
@@ -143,7 +160,7 @@ def _already_there(plan: Plan, out: Path, digests: Mapping[str, str]) -> Adapter
         manifest = read_adapter_manifest(out)
     except BadInput:
         return None
-    if manifest.merge_key != merge_key(plan, digests):
+    if manifest.merge_key != merge_key(plan, digests) or not tells_runs(inputs, manifest.adapters):
         return None
     for record in manifest.outputs:
         path = out / record.name

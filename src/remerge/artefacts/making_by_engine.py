@@ -6,13 +6,11 @@ reads it as a checkpoint that is written for it; here it is planned, recorded an
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -21,14 +19,14 @@ from remerge.artefacts.digests import file_digest, input_digests
 from remerge.artefacts.engine_manifest import (
     EngineManifest,
     Origin,
-    TensorRecord,
     is_engine_made,
     read_engine_manifest,
 )
-from remerge.artefacts.engine_work import Work, key_of, records_of, unheard
+from remerge.artefacts.engine_recording import engine_manifest_of, records_of, weights_in
+from remerge.artefacts.engine_work import Work, key_of, unheard
 from remerge.artefacts.making import Judge, Report, remember
 from remerge.artefacts.manifest import MANIFEST, FileRecord, read_manifest, to_bytes
-from remerge.artefacts.recording import adapter_records, file_record, input_name, input_record
+from remerge.artefacts.recording import input_name, tells_runs, write_provenance
 from remerge.artefacts.test_result import tests_of
 from remerge.engines.calling import Note
 from remerge.engines.environments import python_of
@@ -52,10 +50,11 @@ from remerge.outputs.single_file import (
     check_file,
     file_workplace,
     finish_file,
+    manifest_beside,
     named,
     publish_file,
 )
-from remerge.version import ALGORITHM, __version__
+from remerge.version import __version__
 
 
 @dataclass(frozen=True)
@@ -109,7 +108,7 @@ def make_by_engine(
     key = key_of(plan, read, asked, origin)
     if single:
         finish_file(out)
-    done = _already_there(out, key)
+    done = _already_there(inputs, out, key)
     if done is not None:
         sweep(out)
         if judge is not None:
@@ -131,7 +130,19 @@ def make_by_engine(
             raise BadInput("An input changed while it was merged.")
         records = records_of(place.work, told, name, out.name if single else None)
         proof = _proof(work, place.work, records) if prove else None
-        manifest = _manifest(work, read, records, told, proof)
+        manifest = engine_manifest_of(inputs, plan, asked, origin, key, read, records, told, proof)
+        written = sum(record.size for record in records)
+        peak = max(peak_memory(), told["peak_memory"])
+        write_provenance(
+            place.work,
+            to_bytes(manifest),
+            started=started,
+            device=torch.device("cpu"),
+            threads=threads,
+            name=manifest_beside(out).name if single else MANIFEST,
+            peakMemoryBytes=peak,
+            bytesWritten=written,
+        )
         write_durably(place.work / MANIFEST, to_bytes(manifest))
         results: dict[str, bytes] = {}
         if judge is not None and not single:
@@ -148,8 +159,6 @@ def make_by_engine(
     for option, path in asked.files.items():
         record = manifest.files[option]
         user_index.remember_location({record.name: record.sha256}, path.parent)
-    written = sum(record.size for record in records)
-    peak = max(peak_memory(), told["peak_memory"])
     return EngineResult(out, manifest, time.time() - started, written, peak)
 
 
@@ -191,7 +200,7 @@ def _name(out: Path, asked: Asked) -> str | None:
 def _size(plan: Plan, asked: Asked) -> int:
     """Bytes on disk, about: some tensors get other types, and the disk itself says where it is too
     little."""
-    needed = int(_weights(plan) * asked.form.bytes_per_weight(asked.options))
+    needed = int(weights_in(plan) * asked.form.bytes_per_weight(asked.options))
     return needed + (plan.bytes_to_write if asked.form.reads == "checkpoint" else 0)
 
 
@@ -199,7 +208,7 @@ def _check_memory(plan: Plan, asked: Asked) -> None:
     """Refuse before the first write a model that an engine could not hold, in float32."""
     if asked.form.reads != "checkpoint":
         return
-    needed = 4 * _weights(plan)
+    needed = 4 * weights_in(plan)
     there = memory()
     if needed > there:
         raise BadInput(
@@ -211,11 +220,7 @@ def _check_memory(plan: Plan, asked: Asked) -> None:
         )
 
 
-def _weights(plan: Plan) -> int:
-    return sum(math.prod(tensor.shape) for tensor in plan.tensors.values())
-
-
-def _already_there(out: Path, key: str) -> EngineManifest | None:
+def _already_there(inputs: Inputs, out: Path, key: str) -> EngineManifest | None:
     """The manifest of ``out`` when this very output is complete there, its digests checked."""
     if not is_engine_made(out):
         return None
@@ -228,47 +233,5 @@ def _already_there(out: Path, key: str) -> EngineManifest | None:
         (folder / record.name).is_file() and file_digest(folder / record.name) == record.sha256
         for record in manifest.outputs
     )
-    return manifest if whole and manifest.merge_key == key else None
-
-
-def _manifest(
-    work: Work,
-    digests: Mapping[str, str],
-    records: Sequence[FileRecord],
-    told: Mapping[str, Any],
-    proof: tuple[bool, str] | None,
-) -> EngineManifest:
-    plan, inputs, asked = work.plan, work.inputs, work.asked
-    proven, said = (asked.form.rederivable, ()) if proof is None else (proof[0], (proof[1],))
-    base_files = [
-        FileRecord(name=s.name, size=s.size, sha256=digests[f"base/{s.name}"])
-        for s in plan.base.shards
-    ]
-    base_files.append(file_record(plan.base.path / "config.json", "config.json"))
-    weights = _weights(plan)
-    return EngineManifest(
-        merge_key=work.merge_key,
-        plan_id=plan.plan_id,
-        recipe=plan.recipe,
-        engine=asked.form.engine.name,
-        origin=work.origin,
-        reproducible="same-stack" if proven else "not proven",
-        base=input_record(inputs.base_reference, base_files),
-        adapters=adapter_records(inputs, plan, digests),
-        files={option: file_record(path, path.name) for option, path in asked.files.items()},
-        outputs=tuple(records),
-        tensors=tuple(
-            TensorRecord(name=name, shape=tuple(shape), type=kind)
-            for name, shape, kind in told.get("tensors", ())
-        ),
-        measured=told.get("measured", {}),
-        bits_per_weight=round(8 * sum(record.size for record in records) / max(weights, 1), 3),
-        weight_error=told.get("loss"),
-        notes=(*plan.notes, *told["notes"], *said),
-        versions={
-            "remerge": __version__,
-            "algorithm": str(ALGORITHM),
-            "torch": torch.__version__,
-            **told["versions"],
-        },
-    )
+    same = manifest.merge_key == key and tells_runs(inputs, manifest.adapters)
+    return manifest if whole and same else None

@@ -1,71 +1,44 @@
 """The manifest of a merge: what was made, from what, by what, with which digests.
 
 ``remerge.json`` is the mark of completion and is the same for the same merge; times and resources
-go to ``provenance.json``. Neither holds an absolute path.
+go to ``provenance.json`` (`remerge.artefacts.provenance`). Neither holds an absolute path.
 """
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from remerge.artefacts.conflict_report import ConflictReport
+from remerge.artefacts.records import (
+    MANIFEST,
+    PREPARATIONS,
+    PROVENANCE,
+    FileRecord,
+    InputRecord,
+    RetentionRecord,
+    RetentionReport,
+    parsed,
+    to_bytes,
+)
 from remerge.errors import BadInput
 from remerge.merging.recipe import Recipe
 
-M = TypeVar("M", bound=BaseModel)
-
-MANIFEST = "remerge.json"
-PROVENANCE = "provenance.json"
-PREPARATIONS = "remerge.preparations"
-
-
-class FileRecord(BaseModel):
-    """A file by name, size in bytes and SHA-256."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str
-    size: int
-    sha256: str
-
-
-class InputRecord(BaseModel):
-    """A base or an adapter: its name, the Hub's id and commit if it came from there, its files."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str
-    hub_id: str | None = None
-    commit: str | None = None
-    subfolder: str | None = None
-    files: tuple[FileRecord, ...]
-
-
-class RetentionRecord(BaseModel):
-    """How much of a delta the output kept (`remerge.merging.retention`); older manifests have no
-    norm of the ``delta``."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    elements: int
-    delta: float | None = None
-    kept: float | None
-    noise: float | None
-    unchanged: float
-
-
-class RetentionReport(BaseModel):
-    """Delta retention of a merge, overall and by tensor; ``measured`` on a sample or in full."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    measured: Literal["sample", "full"]
-    overall: RetentionRecord
-    tensors: dict[str, RetentionRecord]
+__all__ = [
+    "MANIFEST",
+    "PREPARATIONS",
+    "PROVENANCE",
+    "FileRecord",
+    "InputRecord",
+    "Manifest",
+    "RetentionRecord",
+    "RetentionReport",
+    "parsed",
+    "read_manifest",
+    "to_bytes",
+]
 
 
 class Manifest(BaseModel):
@@ -95,12 +68,6 @@ class Manifest(BaseModel):
     versions: dict[str, str]
 
 
-def to_bytes(manifest: BaseModel) -> bytes:
-    """A manifest, of whatever kind, as it stands on disk."""
-    document = manifest.model_dump(mode="json")
-    return (json.dumps(document, indent=2, ensure_ascii=False, sort_keys=True) + "\n").encode()
-
-
 def read_manifest(directory: Path) -> Manifest:
     """The manifest of an output directory; raises `BadInput` when there is no valid one."""
     path = directory / MANIFEST
@@ -118,13 +85,3 @@ def read_manifest(directory: Path) -> Manifest:
             hint=f"Merge it: remerge merge BASE {directory} -o OUT.",
         )
     return parsed(path, content, Manifest)
-
-
-def parsed(path: Path, content: bytes, kind: type[M]) -> M:
-    """A manifest of one kind from the bytes of ``path``; raises `BadInput` when it is none."""
-    try:
-        return kind.model_validate_json(content)
-    except ValidationError as error:
-        first: Any = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise BadInput(f"{path} is not a valid manifest ({where}: {first['msg']}).") from error

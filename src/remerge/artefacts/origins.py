@@ -10,14 +10,17 @@ from remerge.artefacts.digests import file_digest, weight_digests
 from remerge.artefacts.manifest import InputRecord
 from remerge.errors import BadInput, IntegrityError, UsageError
 from remerge.merging.plan import Plan
+from remerge.sources.references import hub_origin
 
 
 def place_of(record: InputRecord, kind: str) -> str:
-    """Where an input of a manifest can be read: the Hub, or where it was last seen."""
+    """Where an input of a manifest can be read: where it was last seen, or the Hub."""
+    found = user_index.location({file.name: file.sha256 for file in record.files})
     if record.hub_id is not None:
+        if found is not None and _is_still_there(record, found):
+            return str(found)
         reference = f"{record.hub_id}@{record.commit}" if record.commit else record.hub_id
         return f"{reference}:{record.subfolder}" if record.subfolder else reference
-    found = user_index.location({file.name: file.sha256 for file in record.files})
     if found is None or not found.is_dir():
         raise BadInput(
             f"It is not known where the {kind} {record.name!r} lies now.",
@@ -25,6 +28,13 @@ def place_of(record: InputRecord, kind: str) -> str:
             hint=f"Name it with --{kind} PATH.",
         )
     return str(found)
+
+
+def _is_still_there(record: InputRecord, place: Path) -> bool:
+    """Whether a cache of the Hub, maybe not this command's, still has this commit there."""
+    origin = hub_origin(place)
+    same = origin is not None and (origin.hub_id, origin.commit) == (record.hub_id, record.commit)
+    return same and all((place / file.name).is_file() for file in record.files)
 
 
 def adapters_of(

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from remerge.artefacts.manifest import FileRecord, parsed
+from remerge.artefacts.records import FileRecord, parsed
 from remerge.outputs.directory import write_durably
 from remerge.sources.storage import sync_directory
 

@@ -129,6 +129,13 @@ if TYPE_CHECKING:
     help="Whose tokenizer files to carry; auto takes the adapter's where it brings one.",
 )
 @click.option(
+    "--run-id",
+    metavar="[ADAPTER=]ID",
+    multiple=True,
+    help="The training run that made ADAPTER, for the manifest, where no files of wandb, MLflow or "
+    "the trainer beside it tell; wandb:ID and mlflow:ID say whose it is.",
+)
+@click.option(
     "--gate",
     is_flag=True,
     help="Compare with the adapters on BASE first, and write OUT only if it passes; the next "

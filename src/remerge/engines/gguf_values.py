@@ -46,11 +46,12 @@ def rows_of(lazy: Any) -> Rows:
         return rows_of(lazy._args[0])
     if not isinstance(lazy, LazyTorchTensor):
         return _Whole(lazy)
+    arguments: tuple[Any, ...] = lazy._args
     if lazy._func is _all_of:
-        return _Direct(lazy._args[0])
-    dimension = lazy._kwargs.get("dim", lazy._args[1] if len(lazy._args) > 1 else 0)
+        return _Direct(arguments[0])
+    dimension = lazy._kwargs.get("dim", arguments[1] if len(arguments) > 1 else 0)
     if lazy._func in (torch.stack, torch.cat) and dimension == 0:
-        return _below_one_another(lazy._args[0])
+        return _below_one_another(arguments[0])
     return _Whole(lazy)
 
 

@@ -23,6 +23,7 @@ from remerge.errors import Locked, TryAgain, UsageError
 from remerge.sources.storage import cannot_write, sync_directory
 
 MANIFEST = "remerge.json"
+PROVENANCE = "provenance.json"
 _INSIDE = ".remerge-partial"
 _STATE = ".state.json"
 _LOCK = ".lock"

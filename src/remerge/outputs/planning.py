@@ -11,6 +11,7 @@ from typing import Any
 
 from remerge.adapters.adapter import Adapter, check_finite, open_adapter
 from remerge.adapters.lora.packing import stating
+from remerge.adapters.training_run import TrainingRun
 from remerge.errors import BadInput, UsageError
 from remerge.merging.opening import asked_dtype, hint_of, plan_tensors, read_changes
 from remerge.merging.plan import OutputFile, Plan, SideFile
@@ -32,7 +33,9 @@ from remerge.sources.references import Reference, labels_of, resolve
 class Inputs:
     """Base and adapters, opened, with where they came from.
 
-    ``original`` says that the base is the 16-bit original of the one that was named.
+    ``original`` says that the base is the 16-bit original of the one that was named. ``runs`` are
+    the adapters' training runs as far as known (`remerge.outputs.training_runs`), ``runs_given``
+    says that the user named some: they are recorded, and decide no byte.
     """
 
     base: Checkpoint
@@ -42,6 +45,8 @@ class Inputs:
     labels: tuple[str, ...]
     notes: tuple[str, ...]
     original: bool = False
+    runs: tuple[TrainingRun | None, ...] = ()
+    runs_given: bool = False
 
     @property
     def paths(self) -> list[Path]:
@@ -79,7 +84,7 @@ def open_inputs(
     opened_base = open_checkpoint(base_reference.path.absolute())
     _check_original(inputs.base, opened_base)
     note = (
-        f"Merged into the original {base_reference.hub_id or original}, not into the quantised "
+        f"Merged into the original {base_reference.name}, not into the quantised "
         "base whose rounded weights training saw."
     )
     return replace(

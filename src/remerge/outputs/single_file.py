@@ -1,8 +1,8 @@
-"""An output that is one file, with its manifest beside it: ``model.gguf`` and
-``model.gguf.remerge.json``.
+"""An output that is one file, with what is told of it beside it: ``model.gguf``,
+``model.gguf.provenance.json`` and ``model.gguf.remerge.json``.
 
-The two are renamed one after the other, the manifest last; the next run of the same output ends
-what a kill cut between them.
+They are renamed one after the other, the manifest last; the next run of the same output ends what
+a kill cut between them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from remerge.errors import UsageError
-from remerge.outputs.directory import MANIFEST, Workplace, sibling, workplace
+from remerge.outputs.directory import MANIFEST, PROVENANCE, Workplace, sibling, workplace
 from remerge.sources.storage import sync_directory
 
 FILE = "output"
@@ -26,11 +26,17 @@ def manifest_beside(file: Path) -> Path:
     return file.with_name(f"{file.name}.{MANIFEST}")
 
 
+def provenance_beside(file: Path) -> Path:
+    """Where the provenance of a file lies."""
+    return file.with_name(f"{file.name}.{PROVENANCE}")
+
+
 def check_file(out: Path, *, overwrite: bool) -> None:
     """Refuse to replace what was not asked to be replaced."""
     if out.is_dir():
         raise UsageError(f"{out} is a directory.", hint="Choose another -o.")
-    if (out.exists() or manifest_beside(out).exists()) and not overwrite:
+    beside = (out, manifest_beside(out), provenance_beside(out))
+    if any(path.exists() for path in beside) and not overwrite:
         raise UsageError(
             f"{out} exists.",
             why="It may hold somebody's work.",
@@ -58,8 +64,8 @@ def named(place: Workplace) -> Generator[Path]:
 
 
 def publish_file(place: Workplace) -> None:
-    """Make the work the output: file and manifest, or (killed at any moment) what the next run
-    makes one of the two whole states."""
+    """Make the work the output: the file and what is told of it, or (killed at any moment) what the
+    next run makes one of the two whole states."""
     sync_directory(place.work)
     (place.work / FILE).rename(place.out)
     finish_file(place.out)
@@ -67,9 +73,13 @@ def publish_file(place: Workplace) -> None:
 
 
 def finish_file(out: Path) -> None:
-    """Put the manifest beside the file where the file alone had come to its place."""
+    """Put provenance and manifest beside the file where the file had come to its place."""
     out = out.resolve()
-    waiting = sibling(out) / MANIFEST
-    if waiting.is_file() and not (sibling(out) / FILE).exists():
-        waiting.rename(manifest_beside(out))
-        sync_directory(out.parent)
+    work = sibling(out)
+    if not (work / MANIFEST).is_file() or (work / FILE).exists():
+        return
+    # That the manifest still waits is what says that this is to be done.
+    if (work / PROVENANCE).is_file():
+        (work / PROVENANCE).rename(provenance_beside(out))
+    (work / MANIFEST).rename(manifest_beside(out))
+    sync_directory(out.parent)

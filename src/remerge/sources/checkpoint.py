@@ -31,7 +31,11 @@ _OTHER_WEIGHTS = re.compile(
     r"|(pytorch_model|model|consolidated|diffusion_pytorch_model|openvino_model).*\.(bin|pt)"
     r"|(optimizer|scheduler|scaler|rng_state).*\.(bin|pt|pth)"
 )
-_MANIFESTS = ("remerge.json", "provenance.json", "remerge.preparations")
+# What remerge wrote of this checkpoint, or of a file beside it, is not true of what is made of it.
+_ABOUT = re.compile(
+    r"remerge\.json|provenance\.json|remerge\.preparations|remerge\.tests/.*"
+    r"|[^/]+\.gguf\.((remerge|provenance)\.json|remerge\.tests/.*)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +216,7 @@ def _side_files(path: Path, weights: set[str]) -> tuple[tuple[str, ...], tuple[s
         folders[:] = sorted(f for f in folders if not f.startswith("."))
         for file in sorted(files):
             name = (relative / file).as_posix()
-            if name in weights or file.startswith(".") or name in _MANIFESTS:
+            if name in weights or file.startswith(".") or _ABOUT.fullmatch(name):
                 continue
             if not name.isprintable():
                 raise BadInput(f"{path} holds a file with an unreadable name, {name!r}.")

@@ -34,6 +34,7 @@ _HUB_PAGE = re.compile(
     r"(?:https?://(?:huggingface\.co|hf\.co)/|hf://)(?P<id>[^/@]+/[^/@]+)(?:/tree/(?P<rev>[^/]+))?/?"
 )
 _BLOB = re.compile(r"[0-9a-f]{64}")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,12 @@ class Reference:
     hub_id: str | None = None
     commit: str | None = None
     subfolder: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The Hub's id, else the directory's name as text, whatever bytes it has on disk."""
+        name = self.hub_id or self.path.resolve().name
+        return name.encode("utf-8", "backslashreplace").decode()
 
     def __str__(self) -> str:
         if self.hub_id is None:
@@ -127,12 +134,29 @@ def _local(text: str, kind: Kind) -> Reference | None:
     if not path.is_dir():
         raise _not_a_directory(path, kind)
     if kind == "base":
-        return Reference(path)
+        origin = hub_origin(path)
+        # The Hub names whole repositories alone.
+        return Reference(path) if origin is None or origin.subfolder else origin
     folders = _adapter_folders(_adapter_configs(path, name))
     if not folders and _holds_bare_weights([entry.name for entry in path.iterdir()]):
-        return Reference(path)
+        return hub_origin(path) or Reference(path)
     subfolder = _choose_adapter(folders, name, str(path))
-    return Reference(path / subfolder, subfolder=subfolder or None)
+    found = path / subfolder
+    return hub_origin(found) or Reference(found, subfolder=subfolder or None)
+
+
+def hub_origin(path: Path) -> Reference | None:
+    """The same directory with where it came from, if it lies in a cache of the Hub
+    (``models--org--name/snapshots/COMMIT``), whoever filled that; nothing is asked or fetched."""
+    real = path.resolve()
+    for snapshot in (real, *real.parents):
+        parts = snapshot.parent.parent.name.split("--")
+        is_cache = snapshot.parent.name == "snapshots" and len(parts) == 3 and parts[0] == "models"
+        if is_cache and _COMMIT.fullmatch(snapshot.name) and _is_repo_id("/".join(parts[1:])):
+            below = real.relative_to(snapshot).as_posix()
+            subfolder = None if below == "." else below
+            return Reference(path, "/".join(parts[1:]), snapshot.name, subfolder)
+    return None
 
 
 def _path(text: str) -> Path:

@@ -23,11 +23,11 @@ from remerge.artefacts.engine_manifest import (
     manifest_path,
     read_engine_manifest,
 )
-from remerge.artefacts.manifest import PROVENANCE, InputRecord, Manifest, read_manifest
+from remerge.artefacts.manifest import InputRecord, Manifest, read_manifest
+from remerge.artefacts.provenance import measured_of
 from remerge.artefacts.test_result import Figures, Statement, read_statements
 from remerge.errors import BadInput, RemergeError, UsageError
 from remerge.outputs.planning import open_inputs
-from remerge.sources.documents import read_json_object
 from remerge.validation.formats import FormatTable
 from remerge.validation.report.grid import (
     Grid,
@@ -107,7 +107,7 @@ def gather(output: Path, formats: Sequence[Path]) -> Facts:
         output.resolve().name.encode("utf-8", "backslashreplace").decode(),
         manifest,
         None if manifest is None else _command(manifest, output),
-        _provenance(output),
+        measured_of(output),
         results,
         _grid(manifest, results, conflicts, is_whole=is_whole),
         conflicts,
@@ -142,11 +142,6 @@ def _manifest(output: Path) -> Manifest | EngineManifest | None:
 def _command(manifest: Manifest | EngineManifest, output: Path) -> str:
     name = output.resolve().name
     return command_of(manifest.recipe, manifest.base, manifest.adapters, name)
-
-
-def _provenance(output: Path) -> Mapping[str, Any]:
-    path = output / PROVENANCE
-    return read_json_object(path) if path.is_file() else {}
 
 
 def _result(statement: Statement, manifest: Manifest | EngineManifest | None) -> Result:
