@@ -13,11 +13,11 @@ from typing import Any
 import yaml
 
 from remerge.errors import BadInput
+from remerge.outputs.directory import CARD
 from remerge.sources.documents import as_list, as_object, read_json_object
 from remerge.sources.gguf_header import read_gguf_header
 from remerge.sources.header import Header, read_header
 
-_CARD = "README.md"
 _MAX_CARD = 2**20
 _LONGEST = 500
 _FRONT = re.compile(r"\A---\s*\n(.*?)\n---\s*(?:\n|\Z)", re.DOTALL)
@@ -55,7 +55,7 @@ def claims_of_file(path: Path) -> Claims | None:
 
 def claims_of_directory(path: Path) -> Claims | None:
     """What a directory's configuration and model card say; None where it has neither."""
-    card = _card(path / _CARD)
+    card = _card(path / CARD)
     facts: dict[str, Any] = {}
     if snapshot := _SNAPSHOT.search(path.absolute().as_posix()):
         facts |= {"repository": f"{snapshot[1]}/{snapshot[2]}", "commit": snapshot[3]}
