@@ -28,6 +28,7 @@ from remerge.version import __version__
 
 if TYPE_CHECKING:
     from remerge.api import (
+        card,
         check,
         combine,
         compare,
@@ -57,6 +58,7 @@ __all__ = [
     "Unsupported",
     "UsageError",
     "__version__",
+    "card",
     "check",
     "combine",
     "compare",

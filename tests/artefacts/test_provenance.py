@@ -18,10 +18,12 @@ import remerge
 from remerge.artefacts.engine_manifest import EngineManifest, Origin
 from remerge.artefacts.provenance import Making, measured_of, provenance_of, to_text
 from remerge.artefacts.records import FileRecord, InputRecord, RunRecord, to_bytes
+from remerge.artefacts.test_result import read_test_results, statement, write_test_result
 from remerge.errors import UsageError
 from remerge.merging.recipe import make_recipe
 from tests import tiny
 from tests.artefacts import in_toto
+from tests.validation.report import made
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 SECRET = "hf_OnlyForTests0123456789"
@@ -335,3 +337,35 @@ def test_manifests_before_training_runs_are_read(place: Path) -> None:
     record = json.loads((place / "merged/remerge.json").read_text())["adapters"][0]
     del record["run"]
     assert InputRecord.model_validate(record).run is None
+
+
+def test_a_merge_is_a_base_without_what_is_told_of_it(place: Path, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(place / "merged", base)
+    for name in ("remerge.tests/a.json", "x.gguf.remerge.tests/b.json"):
+        (base / name).parent.mkdir()
+        (base / name).write_text("{}")
+    for name in ("x.gguf.remerge.json", "x.gguf.provenance.json", "notes.json"):
+        (base / name).write_text("{}")
+    (base / "sub").mkdir()
+    (base / "sub/provenance.json").write_text("somebody's")
+    remerge.merge(base, place / "add", tmp_path / "out")
+    carried = {path.relative_to(tmp_path / "out").as_posix() for path in tmp_path.rglob("out/**/*")}
+    assert {"notes.json", "sub/provenance.json"} <= carried
+    assert not [name for name in carried if "remerge.tests" in name or "gguf" in name]
+
+
+# --- test results --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kl", [3e-5, float("inf"), float("nan")])
+def test_results_of_comparisons(place: Path, tmp_path: Path, kl: float) -> None:
+    """Also those of a model that is so broken that figures are not finite."""
+    file = FileRecord(name="model.safetensors", size=1, sha256="1" * 64)
+    logits = made.figures().logits[0].model_copy(update={"kl_mean": kl, "noise_kl": kl})
+    figures = made.figures(logits=(logits,))
+    path = write_test_result(tmp_path, statement(figures, [file], [file]))
+    document = in_toto.test_result(path)
+    assert document["predicate"]["failedTests"] == ["score of sort"]
+    (read,) = read_test_results(tmp_path)
+    assert repr(read.logits[0].kl_mean) == repr(kl) == repr(read.logits[0].noise_kl)

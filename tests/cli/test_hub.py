@@ -45,6 +45,37 @@ def test_merge_by_names_records_commits_and_verifies_offline(inputs: Path, tmp_p
     assert done.returncode == 0, done.stderr
 
 
+def test_a_path_into_a_cache_is_recorded_and_verified_without_the_hub(inputs: Path, tmp_path: Path):
+    commit, home = "ab" * 20, tmp_path / "home"
+    places: list[str] = []
+    for name, source in (("base", "base"), ("sql", "adapter")):
+        place = tmp_path / "other" / f"models--acme--{name}" / "snapshots" / commit
+        shutil.copytree(inputs / source, place)
+        places.append(str(place))
+    nowhere, out = "http://127.0.0.1:9", str(tmp_path / "out")
+    done = remerge(nowhere, home, "merge", *places, "-o", out)
+    assert done.returncode == 0, done.stderr
+    manifest = json.loads((tmp_path / "out/remerge.json").read_text())
+    for record, name in ((manifest["base"], "base"), (manifest["adapters"][0], "sql")):
+        assert (record["hub_id"], record["commit"]) == (f"acme/{name}", commit)
+        assert record["name"] == f"acme/{name}" and record["subfolder"] is None
+    provenance = json.loads((tmp_path / "out/provenance.json").read_text())
+    dependencies = provenance["predicate"]["buildDefinition"]["resolvedDependencies"]
+    assert dependencies[0]["uri"] == f"hf://acme/base@{commit}"
+    assert dependencies[0]["digest"] == {"gitCommit": commit}
+    # It is read where it was, not in the cache of whoever verifies.
+    done = remerge(nowhere, home, "verify", out)
+    assert done.returncode == 0, done.stderr
+    # It is no other merge than that of the same files elsewhere.
+    plain = str(tmp_path / "plain")
+    words = ("merge", str(inputs / "base"), str(inputs / "adapter"), "-o", plain)
+    assert remerge(nowhere, home, *words).returncode == 0
+    assert (
+        json.loads((tmp_path / "plain/remerge.json").read_text())["merge_key"]
+        == (manifest["merge_key"])
+    )
+
+
 def test_the_adapter_names_its_base_and_another_is_said_loudly(inputs: Path, tmp_path: Path):
     adapter = tmp_path / "adapter"
     shutil.copytree(inputs / "adapter", adapter)

@@ -331,7 +331,7 @@ def test_sequential_derives_residuals_in_the_output_s_dtype(place: Path, tmp_pat
 
 
 def files(path: Path) -> dict[str, bytes]:
-    return tiny.files_of(path, without=("provenance.json", "remerge.json"))
+    return tiny.files_of(path, without=("provenance.json", "remerge.json", "README.md"))
 
 
 def test_sequential_with_odd_shapes(inputs: Path, tmp_path: Path):

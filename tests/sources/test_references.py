@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from remerge.errors import BadInput
-from remerge.sources.references import Reference, resolve
+from remerge.sources.references import Reference, hub_origin, resolve
 
 # --- directories ---------------------------------------------------------------------------------
 
@@ -134,3 +134,48 @@ def test_a_malformed_repository_name_is_refused_without_a_question(hub, text, ki
     with pytest.raises(BadInput, match=says):
         resolve(text, kind)
     assert hub.requests == []
+
+
+# --- directories in a cache of the Hub -----------------------------------------------------------
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def test_a_path_into_the_cache_is_known_by_its_repository(tmp_path, monkeypatch):
+    """Nothing is asked: the server that is named does not exist."""
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    snapshot = tmp_path / "hub/models--org--some-name.v2/snapshots" / COMMIT
+    adapter(snapshot)
+    adapter(snapshot / "deep/two")
+    known = {"hub_id": "org/some-name.v2", "commit": COMMIT}
+    assert resolve(str(snapshot), "base") == Reference(snapshot, **known)
+    assert resolve(snapshot, "adapter") == Reference(snapshot, **known)
+    two = Reference(snapshot / "deep/two", **known, subfolder="deep/two")
+    assert resolve(snapshot / "deep/two", "adapter") == two
+    assert resolve(f"{snapshot}:deep/two", "adapter") == two
+    # Through a link, and from below, it is the same.
+    (tmp_path / "link").symlink_to(snapshot)
+    assert resolve(tmp_path / "link", "base") == Reference(tmp_path / "link", **known)
+    monkeypatch.chdir(snapshot)
+    assert resolve(".", "base") == Reference(Path(), **known)
+    # The Hub has no name for a part of a repository that is a base.
+    assert resolve(snapshot / "deep", "base") == Reference(snapshot / "deep")
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        f"models--org--name/snapshots/{COMMIT[:-1]}",
+        f"models--org--name/snapshots/{COMMIT.upper()}",
+        "models--org--name/snapshots/main",
+        f"models--org--name/refs/{COMMIT}",
+        f"datasets--org--name/snapshots/{COMMIT}",
+        f"models--name/snapshots/{COMMIT}",
+        f"models--a--b--c/snapshots/{COMMIT}",
+        f"models--o rg--name/snapshots/{COMMIT}",
+    ],
+)
+def test_what_is_no_snapshot(tmp_path, place):
+    place = adapter(tmp_path / place)
+    assert hub_origin(place) is None
+    assert resolve(place, "adapter") == Reference(place)

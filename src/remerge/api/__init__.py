@@ -1,6 +1,7 @@
 """The public functions: what the command line calls, and nothing it does not."""
 
 from remerge.api.making import combine, export, extract, merge, open_merged, plan
+from remerge.api.recording import card
 from remerge.api.validating import (
     check,
     compare,
@@ -14,6 +15,7 @@ from remerge.api.validating import (
 from remerge.merging.recipes.registry import read_recipe
 
 __all__ = [
+    "card",
     "check",
     "combine",
     "compare",

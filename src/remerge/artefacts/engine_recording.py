@@ -11,7 +11,7 @@ import torch
 
 from remerge.artefacts.engine_manifest import EngineManifest, Origin, TensorRecord
 from remerge.artefacts.recording import adapter_records, file_record, input_record
-from remerge.artefacts.records import FileRecord
+from remerge.artefacts.records import CARD, FileRecord
 from remerge.engines.forms import Asked
 from remerge.merging.plan import Plan
 from remerge.outputs.planning import Inputs
@@ -32,7 +32,10 @@ def records_of(
     found: list[FileRecord] = []
     for path in sorted(work.rglob("*")):
         at = path.relative_to(work).as_posix()
-        if at == name:
+        if at == CARD:
+            # An engine's own card knows nothing of base and adapters.
+            path.unlink()
+        elif at == name:
             found.append(FileRecord(name=alone or at, size=told["size"], sha256=told["sha256"]))
         elif path.is_file() and not at.startswith(".") and alone is None:
             sync_file(path)

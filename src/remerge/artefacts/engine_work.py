@@ -17,7 +17,7 @@ import torch
 from remerge.artefacts.engine_manifest import Origin
 from remerge.artefacts.engine_recording import records_of
 from remerge.artefacts.making import Report, make, write_side_file
-from remerge.artefacts.manifest import MANIFEST, PROVENANCE, FileRecord
+from remerge.artefacts.manifest import CARD, MANIFEST, PROVENANCE, FileRecord
 from remerge.engines.calling import Note, call
 from remerge.engines.environments import python_of
 from remerge.engines.forms import Asked
@@ -133,7 +133,7 @@ class Work:
         cpu = torch.device("cpu")
         make(self.inputs, plan, directory, resources, device=cpu, started=time.time())
         # Beside the output's own files it would be taken for what the engine made.
-        for name in (MANIFEST, PROVENANCE):
+        for name in (MANIFEST, PROVENANCE, CARD):
             (directory / name).unlink()
         path = directory / "config.json"
         path.write_text(json.dumps(both_spellings(json.loads(path.read_bytes())), indent=2) + "\n")

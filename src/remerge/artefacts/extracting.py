@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from remerge.artefacts.card.writing import card_to_keep, write_extracted_card
 from remerge.artefacts.digests import weight_digests
 from remerge.artefacts.extraction_findings import (
     extraction_notes,
@@ -106,6 +107,7 @@ def extract(
     comparison = Comparison(plan, readers[0], readers[1], wanted, max_memory, count)
     comparison.check_memory()
     check_space(out, 2 * _most_bytes(plan, options))
+    kept = card_to_keep(out)
     state = {"extraction": __version__, "started": started}
     try:
         digests = weight_digests([s.path for c in opened for s in c.shards])
@@ -127,6 +129,7 @@ def extract(
                 bytesWritten=written,
             )
             write_durably(place.work / MANIFEST, to_bytes(manifest))
+            write_extracted_card(place.work, manifest, base.path, merged.path, kept)
             publish(place)
     finally:
         for reader in readers:

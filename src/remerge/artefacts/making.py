@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from remerge.artefacts import user_index
+from remerge.artefacts.card.writing import card_to_keep, write_new_card
 from remerge.artefacts.conflicting import conflicts_in
 from remerge.artefacts.digests import adapter_digests, file_digest, input_digests
 from remerge.artefacts.manifest import (
@@ -102,6 +103,7 @@ def make(
         return MergeResult(out, done, time.time() - started, 0, 0, peak_memory(), (), True)
     check_free(out, overwrite=overwrite)
     check_space(out, plan.bytes_to_write)
+    kept = card_to_keep(out)
     state = _state(plan, read)
     with (
         workplace(out, state) as place,
@@ -143,6 +145,7 @@ def make(
         write_durably(place.work / MANIFEST, to_bytes(manifest))
         if judge is not None:
             judge(place.work)
+        write_new_card(place.work, manifest, inputs, kept)
         publish(place)
     remember(plan, manifest.base, manifest.adapters)
     return MergeResult(

@@ -16,6 +16,7 @@ from remerge.artefacts.adapter_manifest import (
     is_combined,
     read_adapter_manifest,
 )
+from remerge.artefacts.card.writing import card_to_keep, write_new_card
 from remerge.artefacts.digests import (
     adapter_digests,
     file_digest,
@@ -92,6 +93,7 @@ def make_adapter(
         return AdapterResult(out, done, time.time() - started, 0, peak_memory(), True)
     check_free(out, overwrite=overwrite)
     check_space(out, 2 * most_bytes(adapter) + plan.bytes_to_write)
+    kept = card_to_keep(out)
     count = threads or min(os.cpu_count() or 1, 8)
     state = {"adapter": __version__, "started": started}
     with workplace(out, state) as place, adapter.plan.open(device) as merged:
@@ -126,6 +128,7 @@ def make_adapter(
             bytesWritten=written,
         )
         write_durably(place.work / MANIFEST, to_bytes(manifest))
+        write_new_card(place.work, manifest, inputs, kept)
         publish(place)
     remember(plan, manifest.base, manifest.adapters)
     return AdapterResult(out, manifest, time.time() - started, written, peak_memory())

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from remerge.artefacts import user_index
+from remerge.artefacts.card.writing import card_to_keep, write_new_card
 from remerge.artefacts.digests import file_digest, input_digests
 from remerge.artefacts.engine_manifest import (
     EngineManifest,
@@ -120,6 +121,7 @@ def make_by_engine(
         check_free(out, overwrite=overwrite)
     check_space(out, _size(plan, asked))
     _check_memory(plan, asked)
+    kept = None if single else card_to_keep(out)
     work = Work(inputs, plan, asked, origin, key, threads, pythons, report, note)
     state = {"engine": form.engine.name, "version": __version__, "started": started}
     with (file_workplace if single else workplace)(out, state) as place:
@@ -151,6 +153,8 @@ def make_by_engine(
             with named(place) as file:
                 judge(file)
                 results = {p.name: p.read_bytes() for p in tests_of(file).glob("*.json")}
+        if not single:
+            write_new_card(place.work, manifest, inputs, kept)
         (publish_file if single else publish)(place)
         for name, content in results.items():
             tests_of(out).mkdir(exist_ok=True)

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from remerge.artefacts.conflict_report import ConflictReport
 from remerge.artefacts.records import (
+    CARD,
     MANIFEST,
     PREPARATIONS,
     PROVENANCE,
@@ -27,6 +28,7 @@ from remerge.errors import BadInput
 from remerge.merging.recipe import Recipe
 
 __all__ = [
+    "CARD",
     "MANIFEST",
     "PREPARATIONS",
     "PROVENANCE",

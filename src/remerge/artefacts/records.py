@@ -10,9 +10,10 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from remerge.errors import BadInput
-from remerge.outputs.directory import MANIFEST, PROVENANCE
+from remerge.outputs.directory import CARD, MANIFEST, PROVENANCE
 
 __all__ = [
+    "CARD",
     "MANIFEST",
     "PREPARATIONS",
     "PROVENANCE",

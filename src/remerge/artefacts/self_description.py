@@ -14,12 +14,12 @@ import yaml
 
 from remerge.adapters.training_run import training_run
 from remerge.errors import BadInput
+from remerge.outputs.directory import CARD
 from remerge.sources.documents import as_list, as_object, read_json_object
 from remerge.sources.gguf_header import read_gguf_header
 from remerge.sources.header import Header, read_header
 from remerge.sources.references import hub_origin
 
-_CARD = "README.md"
 _MAX_CARD = 2**20
 _LONGEST = 500
 _FRONT = re.compile(r"\A---\s*\n(.*?)\n---\s*(?:\n|\Z)", re.DOTALL)
@@ -56,7 +56,7 @@ def claims_of_file(path: Path) -> Claims | None:
 
 def claims_of_directory(path: Path) -> Claims | None:
     """What a directory's configuration and model card say; None where it has neither."""
-    card = _card(path / _CARD)
+    card = _card(path / CARD)
     facts: dict[str, Any] = {}
     if (origin := hub_origin(path)) is not None:
         facts |= {"repository": origin.hub_id, "commit": origin.commit}

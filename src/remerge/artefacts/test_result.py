@@ -14,17 +14,18 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from remerge.artefacts.provenance import STATEMENT, to_text
 from remerge.artefacts.records import FileRecord, parsed
 from remerge.outputs.directory import write_durably
 from remerge.sources.storage import sync_directory
 
-STATEMENT = "https://in-toto.io/Statement/v1"
 PREDICATE = "https://in-toto.io/attestation/test-result/v0.1"
 TESTS = "remerge.tests"
 
 
 class _Facts(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # JSON has no numbers that are not finite, and a broken model's divergence is none.
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
 
 class Interval(_Facts):
@@ -259,7 +260,7 @@ def statement(
             "configuration": described(configuration),
             "passedTests": [gate.name for gate in figures.gates if gate.passed],
             "failedTests": [gate.name for gate in figures.gates if not gate.passed],
-            "figures": figures.model_dump(mode="json"),
+            "figures": json.loads(figures.model_dump_json()),
         },
     }
 
@@ -275,7 +276,7 @@ def write_test_result(output: Path, document: dict[str, Any]) -> Path:
         number += 1
         path = place / f"{stamp}Z-{number}.json"
     temporary = path.with_suffix(".part")
-    write_durably(temporary, (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode())
+    write_durably(temporary, to_text(document))
     temporary.rename(path)
     sync_directory(place)
     return path

@@ -34,6 +34,7 @@ _COMMANDS = (
     "formats",
     "report",
     "store",
+    "card",
     "engines",
     "doctor",
 )

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from threading import Lock
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import gguf
 import numpy as np
@@ -46,7 +46,8 @@ def rows_of(lazy: Any) -> Rows:
         return rows_of(lazy._args[0])
     if not isinstance(lazy, LazyTorchTensor):
         return _Whole(lazy)
-    arguments: tuple[Any, ...] = lazy._args
+    # What the library says of it is that of an empty tuple.
+    arguments = cast("tuple[Any, ...]", lazy._args)
     if lazy._func is _all_of:
         return _Direct(arguments[0])
     dimension = lazy._kwargs.get("dim", next(iter(arguments[1:]), 0))

@@ -24,6 +24,8 @@ from remerge.sources.storage import cannot_write, sync_directory
 
 MANIFEST = "remerge.json"
 PROVENANCE = "provenance.json"
+# Changes as scores come, and so is none of the outputs.
+CARD = "README.md"
 _INSIDE = ".remerge-partial"
 _STATE = ".state.json"
 _LOCK = ".lock"

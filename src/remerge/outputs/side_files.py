@@ -41,6 +41,7 @@ _TOKENIZER = frozenset(
 # Where other tools say how a checkpoint is quantised.
 _QUANTISATION = frozenset({"quantize_config.json", "quant_config.json", "hf_quant_config.json"})
 _TEMPLATES = frozenset({"chat_template.jinja", "chat_template.json"})
+_CARD = "readme.md"
 _TEMPLATE_FOLDER = "additional_chat_templates/"
 
 
@@ -63,6 +64,9 @@ def side_files(
     files: dict[str, SideFile] = {}
     skipped_code: list[str] = []
     for name in base.side_files:
+        if name.lower() == _CARD:
+            # The base's card speaks of the base; the output has one of its own.
+            continue
         if name.endswith(".py") and not recipe.copy_code:
             skipped_code.append(name)
         elif unpacked is None or name not in _QUANTISATION:

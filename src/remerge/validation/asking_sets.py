@@ -3,6 +3,7 @@ others answered, or their choices weighed."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,6 +132,7 @@ def make_sets(
         files.append(_record(text))
         texts.append(_pieces(text, tokenizer, limits, items, notes))
     if not texts:
+        files.append(_built_in())
         texts.append(_scored("built-in", built_in(), tokenizer, limits, items, notes))
     return Sets(items.found, tuple(texts), tuple(tasks), tuple(files), tuple(notes))
 
@@ -219,6 +221,14 @@ def _within(
             break
         kept.append(ids)
     return kept
+
+
+def _built_in() -> FileRecord:
+    """The built-in prompts as a file, a line each: a result names what judged it."""
+    content = "\n".join(prompt.text for prompt in built_in()).encode()
+    return FileRecord(
+        name="built-in prompts", size=len(content), sha256=hashlib.sha256(content).hexdigest()
+    )
 
 
 def _record(path: Path) -> FileRecord:

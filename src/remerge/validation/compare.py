@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
+from remerge.artefacts.card.writing import refresh_card
 from remerge.artefacts.making import Report
 from remerge.artefacts.recording import input_name
 from remerge.artefacts.test_result import (
@@ -253,7 +254,9 @@ def _verdict(run: Run, side: str, *, tasks: bool) -> Verdict:
 def _record(run: Run, figures: Figures) -> Path | None:
     document = statement(figures, run.compared.files, run.sets.files)
     try:
-        return write_test_result(run.compared.artefact.place, document)
+        written = write_test_result(run.compared.artefact.place, document)
     except OSError:
         # A read-only artefact is compared all the same.
         return None
+    refresh_card(run.compared.artefact.place)
+    return written

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from remerge.artefacts.manifest import MANIFEST, PROVENANCE, FileRecord, parsed
+from remerge.artefacts.manifest import CARD, MANIFEST, PROVENANCE, FileRecord, parsed
 from remerge.artefacts.origins import adapters_of, base_digests, check_input, place_of
 from remerge.artefacts.recording import file_record
 from remerge.artefacts.test_result import TESTS
@@ -148,14 +148,14 @@ def open_compared(
 
 
 def files_of(artefact: Artefact) -> tuple[FileRecord, ...]:
-    """The artefact's files by their bytes, now; without the manifest, times and test results, which
-    are about it."""
+    """The artefact's files by their bytes, now; without the manifest, times, card and test
+    results, which are about it."""
     if artefact.place.is_file():
         return (file_record(artefact.place, artefact.place.name),)
     found: list[FileRecord] = []
     for path in sorted(artefact.place.rglob("*")):
         name = path.relative_to(artefact.place).as_posix()
-        beside = name in (MANIFEST, PROVENANCE) or name.startswith((f"{TESTS}/", "."))
+        beside = name in (CARD, MANIFEST, PROVENANCE) or name.startswith((f"{TESTS}/", "."))
         if path.is_file() and not beside:
             found.append(file_record(path, name))
     return tuple(found)

@@ -36,6 +36,7 @@ from remerge.outputs.single_file import (
     FILE,
     check_file,
     file_workplace,
+    finish_file,
     manifest_beside,
     publish_file,
 )
@@ -203,6 +204,8 @@ def _write(
         )
     check_place(out, derivation.inputs.paths, is_file=alone)
     if alone:
+        # What a kill cut between file and manifest is ended, and then in the way.
+        finish_file(out)
         check_file(out, overwrite=overwrite)
     else:
         check_free(out, overwrite=overwrite)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from remerge.artefacts.store import blobs, index
-from remerge.artefacts.store.layout import Store
+from remerge.artefacts.store.layout import Store, names, target_of
 from remerge.artefacts.store.records import all_records, read_record, read_state
-from remerge.artefacts.store.refs import all_names, read_ref, resolve
+from remerge.artefacts.store.refs import resolve
 from remerge.artefacts.store.transactions import read_log, settle
 from remerge.errors import RemergeError
 
@@ -79,11 +79,8 @@ def _damaged(store: Store, sha256: str, artefact: str, *, derived: bool) -> Dama
 def _names(store: Store) -> list[Damage]:
     """Names that point to nothing."""
     found: list[Damage] = []
-    for name in all_names(store):
-        try:
-            target = read_ref(store, name) or ""
-        except (RemergeError, ValueError):
-            target = ""
+    for name in names(store):
+        target = target_of(store, name)
         if not target or not store.record(target).exists():
             hint = f"Point it somewhere: remerge store tag ARTEFACT {name} --move."
             found.append(Damage(f"The name {name} points to nothing.", None, hint))

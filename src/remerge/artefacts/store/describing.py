@@ -11,6 +11,7 @@ from remerge.artefacts.any_manifest import read_any_manifest
 from remerge.artefacts.engine_manifest import EngineManifest
 from remerge.artefacts.extraction_manifest import ExtractionManifest
 from remerge.artefacts.manifest import (
+    CARD,
     MANIFEST,
     PREPARATIONS,
     PROVENANCE,
@@ -28,7 +29,6 @@ from remerge.sources.checkpoint import open_checkpoint
 from remerge.sources.hub import adapter_files
 from remerge.sources.references import Reference, resolve
 
-_CARD = "README.md"
 _WEIGHTS = (".safetensors", ".gguf", ".onnx", ".data", ".bin", ".xml")
 # Smaller files that are no weights cost nothing, and stay to say what an artefact was.
 _LARGE = 2**20
@@ -209,7 +209,7 @@ def _found(path: Path, record: FileRecord) -> Found:
 
 def _attached(folder: Path, prefix: str, named: str) -> tuple[Found, ...]:
     """What came with an artefact and may change; of a single file with its name before theirs."""
-    names = [f"{prefix}{name}" for name in (_CARD, PROVENANCE)]
+    names = [f"{prefix}{name}" for name in (CARD, PROVENANCE)]
     tests = sorted((folder / f"{prefix}{TESTS}").glob("*.json"))
     paths = [folder / name for name in names if (folder / name).is_file()] + tests
     return tuple(

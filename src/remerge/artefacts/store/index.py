@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Generator, Iterable
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable, Iterable
+from contextlib import closing, suppress
 from dataclasses import dataclass
+from typing import TypeVar
 
-from remerge.artefacts.store.layout import Store
+from remerge.artefacts.store.layout import Store, names, target_of
 from remerge.errors import RemergeError
+
+T = TypeVar("T")
 
 # Another number where tables change: an index of another number is made again.
 _VERSION = 1
@@ -55,23 +58,23 @@ class Row:
 
 def follow(store: Store) -> None:
     """Bring the index up to date; one that cannot be written is left to the next reader."""
-    with suppress(sqlite3.Error, OSError, RemergeError), _opened(store):
-        pass
+    with suppress(sqlite3.Error, OSError, RemergeError):
+        _asked(store, lambda database: None)
 
 
 def rebuild(store: Store) -> None:
     """Make the index again from records, states and names."""
     store.index.unlink(missing_ok=True)
-    with _opened(store):
-        pass
+    _asked(store, lambda database: None)
 
 
 def rows(store: Store) -> list[Row]:
     """All artefacts, oldest first."""
-    with _opened(store) as database:
-        names: dict[str, list[str]] = {}
+
+    def ask(database: sqlite3.Connection) -> list[Row]:
+        named: dict[str, list[str]] = {}
         for name, artefact in database.execute("select name, id from names order by name"):
-            names.setdefault(artefact, []).append(name)
+            named.setdefault(artefact, []).append(name)
         found = database.execute(
             "select id, kind, title, form, base, adapters, size, added, pinned, proved, collected,"
             " rebuildable from artefacts order by added, id"
@@ -90,40 +93,43 @@ def rows(store: Store) -> list[Row]:
                 seconds=line[9],
                 collected=bool(line[10]),
                 rebuildable=bool(line[11]),
-                names=tuple(names.get(line[0], ())),
+                names=tuple(named.get(line[0], ())),
             )
             for line in found
         ]
 
+    return _asked(store, ask)
+
 
 def holding(store: Store, sha256: str) -> list[str]:
     """The ids of artefacts that have a file with this digest."""
-    with _opened(store) as database:
-        return _column(database, "select id from files where sha256 = ? order by id", sha256)
+    query = "select id from files where sha256 = ? order by id"
+    return _asked(store, lambda database: _column(database, query, sha256))
 
 
 def beginning(store: Store, prefix: str) -> list[str]:
     """The ids of artefacts whose id or merge key begins so; ``prefix`` is hexadecimal."""
     after = prefix + "g"
-    with _opened(store) as database:
-        ids = _column(database, "select id from artefacts where id >= ? and id < ?", prefix, after)
-        if ids:
-            return ids
-        query = "select id from artefacts where merge_key >= ? and merge_key < ? order by id"
-        return _column(database, query, prefix, after)
+    by_id = "select id from artefacts where id >= ? and id < ?"
+    by_key = "select id from artefacts where merge_key >= ? and merge_key < ? order by id"
+    return _asked(
+        store,
+        lambda database: (
+            _column(database, by_id, prefix, after) or _column(database, by_key, prefix, after)
+        ),
+    )
 
 
 def inputs(store: Store, digest: str) -> list[str]:
     """The ids of artefacts that a manifest calls by this digest, what nothing brings back first."""
     query = "select id from artefacts where digest = ? order by kind in ('merged', 'exported'), id"
-    with _opened(store) as database:
-        return _column(database, query, digest)
+    return _asked(store, lambda database: _column(database, query, digest))
 
 
 def names_of(store: Store, artefact: str) -> list[str]:
     """The names that point to an artefact."""
-    with _opened(store) as database:
-        return _column(database, "select name from names where id = ? order by name", artefact)
+    query = "select name from names where id = ? order by name"
+    return _asked(store, lambda database: _column(database, query, artefact))
 
 
 def users_of(store: Store, digests: Iterable[str]) -> set[str]:
@@ -131,24 +137,26 @@ def users_of(store: Store, digests: Iterable[str]) -> set[str]:
     query = (
         "select 1 from files join artefacts using (id) where sha256 = ? and collected = 0 limit 1"
     )
-    with _opened(store) as database:
-        return {d for d in digests if database.execute(query, (d,)).fetchone() is not None}
+    wanted = list(digests)
+
+    def ask(database: sqlite3.Connection) -> set[str]:
+        return {d for d in wanted if database.execute(query, (d,)).fetchone() is not None}
+
+    return _asked(store, ask)
 
 
-@contextmanager
-def _opened(store: Store) -> Generator[sqlite3.Connection]:
-    """The index, up to date. A store that cannot be written has one in memory."""
-    try:
-        connection = _connected(str(store.index), store)
-    except sqlite3.DatabaseError:
-        with suppress(OSError):
-            store.index.unlink(missing_ok=True)
+def _asked(store: Store, question: Callable[[sqlite3.Connection], T]) -> T:
+    """The answer of the index, up to date. A damaged one is made again, wherever that shows; a
+    store that cannot be written has one in memory."""
+    for _ in range(2):
         try:
-            connection = _connected(str(store.index), store)
+            with closing(_connected(str(store.index), store)) as connection:
+                return question(connection)
         except sqlite3.DatabaseError:
-            connection = _connected(":memory:", store)
-    with closing(connection):
-        yield connection
+            with suppress(OSError):
+                store.index.unlink(missing_ok=True)
+    with closing(_connected(":memory:", store)) as connection:
+        return question(connection)
 
 
 def _connected(place: str, store: Store) -> sqlite3.Connection:
@@ -206,9 +214,8 @@ def _make_again(connection: sqlite3.Connection, store: Store) -> None:
     connection.execute("insert into progress values (0)")
     for artefact in all_records(store):
         _read_artefact(connection, store, artefact)
-    for path in store.refs.iterdir():
-        if not path.name.endswith("~"):
-            _read_name(connection, store, path.name)
+    for name in names(store):
+        _read_name(connection, store, name)
 
 
 def _read_artefact(connection: sqlite3.Connection, store: Store, artefact: str) -> None:
@@ -252,8 +259,8 @@ def _read_artefact(connection: sqlite3.Connection, store: Store, artefact: str) 
 
 def _read_name(connection: sqlite3.Connection, store: Store, name: str) -> None:
     connection.execute("delete from names where name = ?", (name,))
-    with suppress(FileNotFoundError):
-        target = store.ref(name).read_text().strip()
+    target = target_of(store, name)
+    if target:
         connection.execute("insert into names values (?, ?)", (name, target))
 
 

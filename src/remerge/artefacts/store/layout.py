@@ -17,12 +17,14 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from remerge.artefacts.names import check_name
 from remerge.errors import BadInput, Locked, TryAgain, UsageError
 from remerge.outputs.directory import write_durably
 from remerge.sources.storage import cannot_write, sync_directory
@@ -31,6 +33,7 @@ from remerge.sources.user_directories import data_directory
 VARIABLE = "REMERGE_STORE"
 _FORMAT = {"format": "remerge-store/1"}
 _PATIENCE = 60.0
+_ID = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,28 @@ def open_store(given: str | Path | None = None, *, create: bool = False) -> Stor
     write_durably(marker, (json.dumps(_FORMAT) + "\n").encode())
     sync_directory(root)
     return Store(root)
+
+
+def names(store: Store) -> list[str]:
+    """Every name there is: files of other names (a killed process's, a file manager's) are none."""
+    return sorted(path.name for path in store.refs.iterdir() if _is_name(path))
+
+
+def target_of(store: Store, name: str) -> str | None:
+    """The id in a name's file; None where there is none, nothing ("") where it holds no id."""
+    try:
+        found = store.ref(name).read_bytes().strip().decode("ascii", "replace")
+    except FileNotFoundError:
+        return None
+    return found if _ID.fullmatch(found) else ""
+
+
+def _is_name(path: Path) -> bool:
+    try:
+        check_name(path.name)
+    except UsageError:
+        return False
+    return path.is_file()
 
 
 def _foreign(root: Path) -> list[str]:

@@ -12,10 +12,10 @@ from remerge.artefacts.store.records import read_record, read_state
 from remerge.artefacts.test_result import TESTS
 from remerge.artefacts.traced import Kept
 from remerge.errors import RemergeError
+from remerge.outputs.directory import PROVENANCE
 
 # A tokenizer may be that of a thousand artefacts: more of them say nothing.
 _MOST = 32
-_PROVENANCE = "provenance.json"
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class StoreLibrary:
         manifest = None if record.manifest is None else self._read(files[record.manifest])
         attached = {file.name: file.sha256 for file in state.attached}
         provenance = next(
-            (sha for name, sha in attached.items() if name.endswith(_PROVENANCE)), None
+            (sha for name, sha in attached.items() if name.endswith(PROVENANCE)), None
         )
         tests = [sha for name, sha in attached.items() if f"{TESTS}/" in name]
         return Kept(

@@ -59,7 +59,14 @@ def materialize(
             _remake(store, record, place.work, means, lost)
         others = [file for file in record.files if not file.derived]
         for file in (*others, *state.attached):
-            blobs.give(store, file.sha256, _clear(place.work / file.name))
+            try:
+                blobs.give(store, file.sha256, _clear(place.work / file.name))
+            except FileNotFoundError:
+                raise IntegrityError(
+                    f"The bytes of {file.name} ({file.sha256}) are missing in the store {store}.",
+                    why="Somebody deleted them: no command does.",
+                    hint="Add the same file again: remerge store add PATH.",
+                ) from None
         for folder in [p for p in place.work.rglob("*") if p.is_dir()]:
             sync_directory(folder)
         publish(place)

@@ -7,24 +7,16 @@ import re
 
 from remerge.artefacts.names import check_name
 from remerge.artefacts.store import index
-from remerge.artefacts.store.layout import Store
+from remerge.artefacts.store.layout import Store, names, target_of
 from remerge.errors import BadInput, UsageError
 
 _PREFIX = re.compile(r"(?:sha256:)?([0-9a-f]{6,64})")
 
 
 def read_ref(store: Store, name: str) -> str | None:
-    """The id that a name points to; None for a name that is free."""
-    try:
-        return store.ref(check_name(name)).read_text().strip()
-    except FileNotFoundError:
-        return None
-
-
-def all_names(store: Store) -> list[str]:
-    """Every name there is."""
-    # A killed process may leave the temporary file of one.
-    return sorted(path.name for path in store.refs.iterdir() if not path.name.endswith("~"))
+    """The id that a name points to; None for a name that is free, nothing ("") for one whose file
+    is damaged."""
+    return target_of(store, check_name(name))
 
 
 def resolve(store: Store, text: str) -> str:
@@ -35,8 +27,13 @@ def resolve(store: Store, text: str) -> str:
     digits = _PREFIX.fullmatch(text)
     if digits is None:
         found = read_ref(store, text)
-        if found is not None:
+        if found:
             return found
+        if found is not None:
+            raise BadInput(
+                f"The name {text} points to nothing: its file is damaged.",
+                hint=f"Point it somewhere: remerge store tag ARTEFACT {text}.",
+            )
         raise _unknown(store, text)
     ids = index.beginning(store, digits[1])
     if len(ids) == 1:
@@ -56,11 +53,12 @@ def check_free(store: Store, name: str, artefact: str, *, move: bool) -> str | N
     another name is the same but for capitals, which some file systems cannot tell apart.
     """
     now = read_ref(store, name)
-    if now is None:
-        alike = [known for known in all_names(store) if known.lower() == name.lower()]
+    if not now:
+        alike = [one for one in names(store) if one != name and one.lower() == name.lower()]
         if alike:
             raise UsageError(f"{name} differs from the name {alike[0]} in capitals alone.")
-    elif now != artefact and not move:
+        return None
+    if now != artefact and not move:
         raise UsageError(
             f"{name} names another artefact, {now[:12]}.",
             why="Somebody may rely on what it names.",
@@ -70,6 +68,6 @@ def check_free(store: Store, name: str, artefact: str, *, move: bool) -> str | N
 
 
 def _unknown(store: Store, text: str) -> BadInput:
-    near = difflib.get_close_matches(text, all_names(store), n=3)
+    near = difflib.get_close_matches(text, names(store), n=3)
     hint = f"Did you mean {' or '.join(near)}?" if near else "remerge store ls lists what it holds."
     return BadInput(f"The store {store} has no artefact {text!r}.", hint=hint)

@@ -31,7 +31,7 @@ def tag(store: Store, target: str, name: str, *, move: bool = False) -> tuple[st
 
 
 def remove(store: Store, name: str) -> str:
-    """Take a name away; the id of the artefact that had it.
+    """Take a name away; the id of the artefact that had it, "" of a name that was damaged.
 
     A merge without names is what `remerge store gc` collects first. Raises `UsageError` for the
     last name of an adapter or a base, of which nothing is ever deleted.
@@ -42,6 +42,11 @@ def remove(store: Store, name: str) -> str:
             raise BadInput(
                 f"The store {store} has no name {name!r}.", hint="remerge store ls lists them."
             )
+        if not artefact:
+            # Its file is damaged: it points to nothing, and nothing loses it.
+            entry = {"action": "rm", "name": name, "artefact": "", "was": None}
+            commit(store, Change(entry, (), (name,), writes={store.ref(name): None}))
+            return ""
         record = read_record(store, artefact)
         if not record.derived and index.names_of(store, artefact) == [name]:
             raise UsageError(

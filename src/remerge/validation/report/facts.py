@@ -25,6 +25,7 @@ from remerge.artefacts.engine_manifest import (
 )
 from remerge.artefacts.manifest import InputRecord, Manifest, read_manifest
 from remerge.artefacts.provenance import measured_of
+from remerge.artefacts.reproducing import command_of
 from remerge.artefacts.test_result import Figures, Statement, read_statements
 from remerge.errors import BadInput, RemergeError, UsageError
 from remerge.outputs.planning import open_inputs
@@ -36,7 +37,6 @@ from remerge.validation.report.grid import (
     of_comparison,
     of_manifest,
 )
-from remerge.validation.report.reproducing import command_of
 
 _FULL = "all elements, measured while it was merged"
 _SAMPLE = "a sample of every tensor, measured while it was merged; norms are estimates"

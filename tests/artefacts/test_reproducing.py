@@ -12,11 +12,11 @@ from click.testing import CliRunner
 
 import remerge
 from remerge.artefacts.manifest import FileRecord, InputRecord, read_manifest
+from remerge.artefacts.reproducing import command_of
 from remerge.cli import group
 from remerge.engines.forms import read_form
 from remerge.merging.recipe import make_recipe
 from remerge.validation.report.facts import gather
-from remerge.validation.report.reproducing import command_of
 from tests.validation.report import made
 
 

@@ -28,11 +28,12 @@ def command_of(
     """What to type for the same bytes. Inputs are named as the manifest does: by their Hub id and
     commit, else by the name of their directory; files as their options."""
     verb = "merge" if adapters else "export"
-    words = ["remerge", verb, _name(base), *map(_name, adapters), "-o", output]
+    words = ["remerge", verb, named(base), *map(named, adapters), "-o", output]
     return shlex.join([*words, *_form(recipe), *_options(recipe, len(adapters))])
 
 
-def _name(record: InputRecord) -> str:
+def named(record: InputRecord) -> str:
+    """An input as it is typed: its Hub id and commit, else the name of its directory."""
     if record.hub_id is None:
         return record.name
     name = f"{record.hub_id}@{record.commit}" if record.commit else record.hub_id
@@ -90,8 +91,13 @@ def _options(recipe: Recipe, adapters: int) -> list[str]:
         words += _parameter(name, value)
     for pattern, number in recipe.prefer:
         say("--prefer", f"{pattern}={number}")
-    if recipe.dtype != "keep" and not recipe.form:
-        say("--dtype", next(name for name, dtype in NAMED.items() if dtype == recipe.dtype))
+    if recipe.adapter is not None:
+        if recipe.adapter.dtype != "F32":
+            say("--dtype", _dtype(recipe.adapter.dtype))
+        if recipe.adapter.svd_rank is not None:
+            say("--svd-rank", recipe.adapter.svd_rank)
+    elif recipe.dtype != "keep" and not recipe.form:
+        say("--dtype", _dtype(recipe.dtype))
     for pattern in recipe.keep_float32:
         say("--keep-float32", pattern)
     if recipe.base_precision == "original":
@@ -115,6 +121,10 @@ def _options(recipe: Recipe, adapters: int) -> list[str]:
     if recipe.copy_code:
         words.append("--copy-code")
     return words
+
+
+def _dtype(stored: str) -> str:
+    return next(name for name, dtype in NAMED.items() if dtype == stored)
 
 
 def _unusual(recipe: Recipe, adapters: int) -> dict[str, Any]:
