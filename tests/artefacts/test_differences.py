@@ -213,6 +213,23 @@ def test_gguf_files(tmp_path: Path, made: Path) -> None:
     assert "different formats" in " ".join(found.notes)
 
 
+def test_a_block_across_two_ranges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("remerge.artefacts.tensor_differences._RANGE", 4096)
+    for name, changes in (("a", ()), ("b", (4090, 4100, 9000))):
+        blocks = np.zeros(1000 * 34, dtype=np.uint8)
+        blocks[list(changes)] = 1
+        writer = GGUFWriter(tmp_path / f"{name}.gguf", "llama")
+        writer.add_tensor("t", blocks.reshape(10, -1), raw_dtype=GGMLQuantizationType.Q8_0)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+    found = diff(tmp_path / "a.gguf", tmp_path / "b.gguf")
+    assert found.tensors is not None
+    # Bytes 4090 and 4100 are of one block, the 120th.
+    assert [(one.differing, one.of) for one in found.tensors.changed] == [(2, 1000)]
+
+
 # --- a store -------------------------------------------------------------------------------------
 
 
