@@ -18,6 +18,8 @@ from pathlib import Path
 
 import measure
 
+from remerge.artefacts.provenance import measured_of
+
 HERE = Path(__file__).resolve().parent
 PYTHON = sys.executable
 METHODS = ["sum", "ties --density 0.5", "dare_linear --density 0.5", "svd", "core_space"]

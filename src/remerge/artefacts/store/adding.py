@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,7 +10,7 @@ from pathlib import Path
 from remerge.artefacts import user_index
 from remerge.artefacts.manifest import InputRecord
 from remerge.artefacts.names import check_name, name_of_input
-from remerge.artefacts.store import blobs, index
+from remerge.artefacts.store import blobs, index, layout
 from remerge.artefacts.store.describing import (
     Described,
     Found,
@@ -19,8 +19,8 @@ from remerge.artefacts.store.describing import (
     input_digest,
 )
 from remerge.artefacts.store.layout import Store
-from remerge.artefacts.store.records import Record, State, StoredFile, read_state
-from remerge.artefacts.store.refs import check_free, read_ref
+from remerge.artefacts.store.records import Record, State, StoredFile, is_whole, read_state
+from remerge.artefacts.store.refs import check_free
 from remerge.artefacts.store.transactions import Change, changing, commit
 from remerge.errors import BadInput, TryAgain
 
@@ -115,11 +115,11 @@ def _take(store: Store, place: Path, found: Described, link: blobs.Link, told: T
 
     def take(file: Found) -> StoredFile:
         told(file.name)
-        if file.sha256 is not None and blobs.is_whole(store, file.sha256):
+        if file.sha256 is not None and _has(store, file, file.sha256):
             taken = blobs.check(file.path, file.sha256)
         else:
-            taken = blobs.stage(place, file.path, file.sha256, link if file.derived else "copy")
-            if not blobs.is_whole(store, taken.sha256):
+            taken = blobs.stage(place, file.path, file.sha256, _link(store, file, link))
+            if not _has(store, file, taken.sha256):
                 staged[taken.sha256] = taken
         return StoredFile(
             name=file.name, size=taken.size, sha256=taken.sha256, derived=file.derived
@@ -148,6 +148,18 @@ def _take(store: Store, place: Path, found: Described, link: blobs.Link, told: T
     return _Taken(record, state, staged)
 
 
+def _has(store: Store, file: Found, sha256: str) -> bool:
+    """Whether the store has a file's bytes. Those that it shares with somebody's file, who may
+    change it, are not good enough for what nothing brings back."""
+    shared = not file.derived and blobs.is_shared(store, sha256)
+    return not shared and blobs.is_whole(store, sha256)
+
+
+def _link(store: Store, file: Found, link: blobs.Link) -> blobs.Link:
+    canonical = file.sha256 is not None and store.canonical(file.sha256).exists()
+    return link if file.derived and not canonical else "copy"
+
+
 def _is_there(store: Store, taken: Sequence[_Taken]) -> bool:
     """Whether all bytes are staged or in the store, now that nobody else changes it."""
     staged = {digest for one in taken for digest in one.staged}
@@ -169,7 +181,7 @@ def _commit(
     names = dict.fromkeys(_names(store, taken, name), taken.record.id)
     was = {one: check_free(store, one, artefact, move=move) for one in names}
     for other in others:
-        names |= dict.fromkeys(_names_of_source(store, other), other.record.id)
+        names |= dict.fromkeys(_names_of_source(store, other, names), other.record.id)
     moves: list[tuple[Path, Path]] = []
     writes: dict[Path, bytes | None] = {}
     for one in (taken, *others):
@@ -197,12 +209,15 @@ def _names(store: Store, taken: _Taken, name: str | None) -> list[str]:
     return [] if index.names_of(store, taken.record.id) else [taken.state.title]
 
 
-def _names_of_source(store: Store, taken: _Taken) -> list[str]:
+def _names_of_source(store: Store, taken: _Taken, given: Iterable[str]) -> list[str]:
     """The name of an adapter that came along: nobody chose it, so it takes none from another."""
-    if index.names_of(store, taken.record.id):
+    artefact = taken.record.id
+    if index.names_of(store, artefact):
         return []
     title = taken.state.title
-    return [title if read_ref(store, title) is None else f"{title}-{taken.record.id[:8]}"]
+    there = {name.lower() for name in (*layout.names(store), *given)}
+    free = (n for n in (title, f"{title[:180]}-{artefact[:8]}") if n.lower() not in there)
+    return [next(free, f"{taken.record.kind}-{artefact}")]
 
 
 def _moves(store: Store, taken: _Taken) -> list[tuple[Path, Path]]:
@@ -221,17 +236,18 @@ def _moves(store: Store, taken: _Taken) -> list[tuple[Path, Path]]:
 
 
 def _writes(store: Store, taken: _Taken) -> dict[Path, bytes | None]:
-    """The record, if it is new, and the state: what is known of an artefact stays known."""
+    """The record, if it is new or was damaged, and the state: what is known of an artefact stays
+    known."""
     artefact, state = taken.record.id, taken.state
-    if not store.record(artefact).exists():
-        return {
-            store.record(artefact): taken.record.content(),
-            store.state(artefact): state.content(),
-        }
+    record = {store.record(artefact): taken.record.content()}
+    if not store.state(artefact).exists():
+        return {**record, store.state(artefact): state.content()}
+    if is_whole(store, artefact):
+        record = {}
     known = read_state(store, artefact)
     attached = {file.name: file for file in (*known.attached, *state.attached)}
     new = known.model_copy(update={"attached": tuple(attached.values()), "collected": None})
-    return {} if new == known else {store.state(artefact): new.content()}
+    return {**record, **({} if new == known else {store.state(artefact): new.content()})}
 
 
 def _some(names: Sequence[str], most: int = 5) -> str:

@@ -120,6 +120,12 @@ def stage_bytes(place: Path, content: bytes) -> Staged:
     return Staged(target, len(content), hashlib.sha256(content).hexdigest())
 
 
+def is_shared(store: Store, sha256: str) -> bool:
+    """Whether the only file with these bytes is a link that somebody else has, too."""
+    path = find(store, sha256)
+    return path is not None and path == store.derived(sha256) and path.stat().st_nlink > 1
+
+
 def give(store: Store, sha256: str, target: Path, link: Link = "copy") -> None:
     """Put the bytes of a digest at ``target`` and make them durable.
 

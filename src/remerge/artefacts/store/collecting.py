@@ -22,13 +22,14 @@ from remerge.artefacts.store.records import (
     DERIVED,
     Collected,
     Record,
+    all_records,
     read_record,
     read_state,
 )
 from remerge.artefacts.store.refs import resolve
 from remerge.artefacts.store.retention import Retention, reasons
 from remerge.artefacts.store.transactions import Change, changing, commit
-from remerge.errors import RemergeError, UsageError
+from remerge.errors import IntegrityError, RemergeError, UsageError
 from remerge.sources.storage import sync_directory
 
 Action = Literal["collect", "keep"]
@@ -75,6 +76,9 @@ def collect(
     """
     with changing(store):
         rows = index.rows(store)
+        if {row.id for row in rows} != _known(store):
+            index.rebuild(store)
+            rows = index.rows(store)
     rows = [row for row in rows if row.kind in DERIVED and not row.collected]
     kept = reasons(rows, retention)
     if targets:
@@ -89,11 +93,30 @@ def collect(
     if dry_run:
         return _measured(store, decided, dry_run=True)
     with changing(store):
+        _known(store)
         decided = [one if one.action == "keep" else _again(store, one) for one in decided]
         measured = _measured(store, decided, dry_run=False)
         _commit(store, [one for one in measured.decided if one.action == "collect"])
         _delete(store, _unused(store))
     return measured
+
+
+def _known(store: Store) -> set[str]:
+    """The ids of all artefacts; raises `IntegrityError` for one that cannot be read: its bytes
+    would be taken for those that nobody needs."""
+    states = {path.stem for path in (store.root / "states").glob("??/*.json")}
+    artefacts = states | set(all_records(store))
+    try:
+        for artefact in artefacts:
+            read_record(store, artefact)
+            read_state(store, artefact)
+    except RemergeError as error:
+        raise IntegrityError(
+            error.what,
+            why="What it needs could be taken for what nobody needs: nothing is collected.",
+            hint="Restore the file from a backup; remerge store verify names all that is damaged.",
+        ) from error
+    return artefacts
 
 
 def _derived(store: Store, target: str) -> str:
@@ -203,9 +226,11 @@ def _commit(store: Store, collected: Sequence[Decided]) -> None:
 
 
 def _unused(store: Store) -> list[Path]:
-    """Derived blobs that no artefact has whose bytes should be there."""
+    """Derived blobs that no artefact has whose bytes should be there, or that lie here twice."""
     blobs_there = {path.name: path for path in (store.root / "blobs" / "derived").glob("??/*")}
     used = index.users_of(store, blobs_there)
+    twice = {digest for digest in used if store.canonical(digest).exists()}
+    used -= {digest for digest in twice if blobs.is_whole(store, digest)}
     return [path for digest, path in sorted(blobs_there.items()) if digest not in used]
 
 

@@ -26,7 +26,7 @@ from remerge.artefacts.store.records import (
 )
 from remerge.artefacts.store.refs import resolve
 from remerge.artefacts.store.transactions import Change, changing, commit
-from remerge.errors import BadInput
+from remerge.errors import BadInput, TryAgain
 from remerge.version import ALGORITHM, __version__
 
 
@@ -79,6 +79,10 @@ def rebuild(store: Store, target: str, means: Means) -> Rebuilt:
             check_reproduced(derivation, digests)
         seconds = time.monotonic() - started
         with changing(store):
+            if missing and any(
+                blobs.find(store, file.sha256) is None for file in derived if file not in missing
+            ):
+                raise TryAgain(f"{target} was collected while it was derived again.")
             moves = [(_read_only(made / file.name), _place(store, file)) for file in missing]
             state = read_state(store, artefact)
             proved = state.model_copy(update={"proof": _proof(seconds), "collected": None})

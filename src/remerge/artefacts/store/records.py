@@ -117,6 +117,12 @@ def read_record(store: Store, artefact: str) -> Record:
     return _parsed(content, Record, str(path))
 
 
+def is_whole(store: Store, artefact: str) -> bool:
+    """Whether the record is there and what its name says."""
+    path = store.record(artefact)
+    return path.exists() and hashlib.sha256(path.read_bytes()).hexdigest() == artefact
+
+
 def read_state(store: Store, artefact: str) -> State:
     """What became of an artefact."""
     path = store.state(artefact)

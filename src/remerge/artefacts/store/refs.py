@@ -8,6 +8,7 @@ import re
 from remerge.artefacts.names import check_name
 from remerge.artefacts.store import index
 from remerge.artefacts.store.layout import Store, names, target_of
+from remerge.artefacts.store.records import DERIVED, read_record
 from remerge.errors import BadInput, UsageError
 
 _PREFIX = re.compile(r"(?:sha256:)?([0-9a-f]{6,64})")
@@ -49,8 +50,9 @@ def resolve(store: Store, text: str) -> str:
 def check_free(store: Store, name: str, artefact: str, *, move: bool) -> str | None:
     """The id that a name points to now, where it may be pointed to ``artefact``.
 
-    Raises `UsageError` where it points to another one and ``move`` does not allow that, and where
-    another name is the same but for capitals, which some file systems cannot tell apart.
+    Raises `UsageError` where it points to another one and ``move`` does not allow that, where it is
+    the last name of what nothing brings back, and where another name is the same but for capitals,
+    which some file systems cannot tell apart.
     """
     now = read_ref(store, name)
     if not now:
@@ -64,7 +66,24 @@ def check_free(store: Store, name: str, artefact: str, *, move: bool) -> str | N
             why="Somebody may rely on what it names.",
             hint="Choose another name, or add --move; the log keeps what it named.",
         )
+    if now != artefact:
+        check_not_last(store, name, now)
     return now
+
+
+def check_not_last(store: Store, name: str, artefact: str) -> None:
+    """Raises `UsageError` for the last name of an adapter or a base, of which nothing is ever
+    deleted."""
+    if not store.record(artefact).exists():
+        return
+    kind = read_record(store, artefact).kind
+    if kind not in DERIVED and index.names_of(store, artefact) == [name]:
+        raise UsageError(
+            f"{name} is the last name of {'an' if kind == 'adapter' else 'a'} {kind}, which no "
+            "command deletes.",
+            why="What was made from it could not be made again.",
+            hint=f"Give it another one first: remerge store tag {name} OTHER.",
+        )
 
 
 def _unknown(store: Store, text: str) -> BadInput:

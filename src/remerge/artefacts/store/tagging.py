@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from remerge.artefacts.names import check_name
-from remerge.artefacts.store import index
 from remerge.artefacts.store.layout import Store
-from remerge.artefacts.store.records import read_record, read_state
-from remerge.artefacts.store.refs import check_free, read_ref, resolve
+from remerge.artefacts.store.records import read_state
+from remerge.artefacts.store.refs import check_free, check_not_last, read_ref, resolve
 from remerge.artefacts.store.transactions import Change, changing, commit
-from remerge.errors import BadInput, UsageError
+from remerge.errors import BadInput
 
 
 def tag(store: Store, target: str, name: str, *, move: bool = False) -> tuple[str, str | None]:
@@ -47,15 +46,7 @@ def remove(store: Store, name: str) -> str:
             entry = {"action": "rm", "name": name, "artefact": "", "was": None}
             commit(store, Change(entry, (), (name,), writes={store.ref(name): None}))
             return ""
-        record = read_record(store, artefact)
-        if not record.derived and index.names_of(store, artefact) == [name]:
-            raise UsageError(
-                f"{name} is the last name of an {record.kind}, which no command deletes."
-                if record.kind == "adapter"
-                else f"{name} is the last name of a {record.kind}, which no command deletes.",
-                why="What was made from it could not be made again.",
-                hint=f"Give it another one first: remerge store tag {name} OTHER.",
-            )
+        check_not_last(store, name, artefact)
         entry = {"action": "rm", "name": name, "artefact": artefact, "was": artefact}
         commit(store, Change(entry, (artefact,), (name,), writes={store.ref(name): None}))
     return artefact

@@ -66,8 +66,14 @@ def commit(store: Store, change: Change) -> None:
         # Last in its line, so that the line is known by its end.
         "entry": {"time": time, **change.entry, **concerns, "change": uuid.uuid4().hex},
     }
-    write_durably(store.journal, json.dumps(document).encode())
-    sync_directory(store.root)
+    try:
+        # What the journal names must outlive a loss of power as the journal does.
+        for directory in _staged(store, change):
+            sync_directory(directory)
+        write_durably(store.journal, json.dumps(document).encode())
+        sync_directory(store.root)
+    except OSError as error:
+        raise cannot_write(store.root, error) from error
     _carry_out(store, document)
 
 
@@ -108,7 +114,7 @@ def _carry_out(store: Store, document: Mapping[str, Any]) -> None:
             if content is None:
                 path.unlink(missing_ok=True)
                 continue
-            path.parent.mkdir(parents=True, exist_ok=True)
+            _make_folder(path.parent, touched)
             write_durably(path, base64.b64decode(content))
         for directory in sorted(touched):
             sync_directory(directory)
@@ -120,11 +126,22 @@ def _carry_out(store: Store, document: Mapping[str, Any]) -> None:
     index.follow(store)
 
 
+def _staged(store: Store, change: Change) -> list[Path]:
+    """The directories of the staging from which files are moved, and those above them."""
+    sources = [source for source, _ in change.moves if source.is_relative_to(store.staging)]
+    folders = {folder for source in sources for folder in source.parents}
+    return sorted(folder for folder in folders if folder.is_relative_to(store.staging))
+
+
+def _make_folder(folder: Path, touched: set[Path]) -> None:
+    if not folder.is_dir():
+        folder.mkdir(parents=True, exist_ok=True)
+        touched.add(folder.parent)
+
+
 def _move(source: Path, target: Path, touched: set[Path]) -> None:
     touched.update((source.parent, target.parent))
-    if not target.parent.is_dir():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        touched.add(target.parent.parent)
+    _make_folder(target.parent, touched)
     # Gone and there: an earlier try did this one.
     if source.exists() or not target.exists():
         source.rename(target)
