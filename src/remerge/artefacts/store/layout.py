@@ -107,22 +107,31 @@ def open_store(given: str | Path | None = None, *, create: bool = False) -> Stor
             f"There is no store at {root}.",
             hint="Put something into one: remerge store add OUT. Another one: --store DIR.",
         )
-    if root.exists() and (not root.is_dir() or any(_foreign(root))):
+    if root.exists() and (not root.is_dir() or any(_foreign(root))) and not marker.is_file():
         raise UsageError(
             f"{root} is not empty, and no store.",
             why="It may hold somebody's work.",
             hint="Choose an empty directory with --store DIR.",
         )
     try:
-        for name in ("records", "states", "blobs/canonical", "blobs/derived", "refs", "staging"):
-            (root / name).mkdir(parents=True, exist_ok=True)
-        sync_directory(root)
+        root.mkdir(parents=True, exist_ok=True)
+        # Another process may be making it.
+        with alone(Store(root)):
+            if not marker.is_file():
+                _make(root, marker)
     except OSError as error:
         raise cannot_write(root, error) from error
+    _check_format(marker)
+    return Store(root)
+
+
+def _make(root: Path, marker: Path) -> None:
+    for name in ("records", "states", "blobs/canonical", "blobs/derived", "refs", "staging"):
+        (root / name).mkdir(parents=True, exist_ok=True)
+    sync_directory(root)
     # Last: a directory without it is no store yet, and may be made one again.
     write_durably(marker, (json.dumps(_FORMAT) + "\n").encode())
     sync_directory(root)
-    return Store(root)
 
 
 def names(store: Store) -> list[str]:
@@ -148,7 +157,7 @@ def _is_name(path: Path) -> bool:
 
 
 def _foreign(root: Path) -> list[str]:
-    ours = {"records", "states", "blobs", "refs", "staging", "store.json~", "lost+found"}
+    ours = {"records", "states", "blobs", "refs", "staging", "store.json~", "lock", "lost+found"}
     return [path.name for path in root.iterdir() if path.name not in ours]
 
 
