@@ -254,7 +254,10 @@ def test_a_manifest_alone(out: Path, tmp_path: Path, store: remerge.Store) -> No
     found = trace(alone / "remerge.json")
     assert (found.known_by, found.strength) == ("manifest", "claimed")
     assert trace(alone / "remerge.json", store).strength == "proven"
-    assert trace(out / "remerge.json").strength == "proven"
+    for name in ("remerge.json", "provenance.json"):
+        assert trace(out / name).strength == "proven"
+    shutil.copy(out / "provenance.json", alone / "elsewhere.json")
+    assert "came with it" in trace(alone / "elsewhere.json", store).how[0]
     (alone / "remerge.json").write_text('{"format": "other"}')
     with pytest.raises(BadInput, match="no manifest"):
         trace(alone / "remerge.json")

@@ -89,6 +89,30 @@ def test_what_is_no_name(tmp_path: Path, name: str) -> None:
     assert [row["names"] for row in store("ls")["artefacts"]] == [["one"]]
 
 
+def test_another_recipe_gets_a_name_of_its_own(tmp_path: Path) -> None:
+    first = store("add", merged(tmp_path / "a"))
+    second = store("add", merged(tmp_path / "b", "sort", "--dtype", "float32"))
+    assert second["name"] == f"{first['name']}-{second['id'][:8]}"
+    assert store("show", first["name"])["id"] == first["id"]
+
+
+def test_equal_weights_with_other_files_beside_them(tmp_path: Path) -> None:
+    bases = [shutil.copytree(EXAMPLES / "base", tmp_path / name) for name in ("one", "two")]
+    (bases[1] / "generation_config.json").write_text('{"temperature": 0.5}')
+    before: dict[str, dict[str, bytes]] = {}
+    for base in bases:
+        out = tmp_path / f"out-{base.name}"
+        assert run("merge", base, EXAMPLES / "adapters/sort", "-o", out).exit_code == 0
+        before[base.name] = contents(out)
+        store("add", out, "--name", base.name)
+        store("add", base)
+        shutil.rmtree(base)
+    assert [one["action"] for one in store("gc")["artefacts"]] == ["collect", "collect"]
+    for name, files in before.items():
+        store("materialize", name, "-o", tmp_path / f"again-{name}")
+        assert contents(tmp_path / f"again-{name}") == files
+
+
 def test_capitals_alone_make_no_other_name(tmp_path: Path) -> None:
     store("add", EXAMPLES / "adapters/sort", "--name", "one")
     assert "capitals" in str(run("store", "tag", "one", "ONE").exception)

@@ -21,7 +21,7 @@ from remerge.artefacts.found_files import (
     weights_below,
 )
 from remerge.artefacts.manifest_facts import Told
-from remerge.artefacts.records import MANIFEST
+from remerge.artefacts.records import MANIFEST, PROVENANCE
 from remerge.artefacts.self_description import Claims, claims_of_directory, claims_of_file
 from remerge.artefacts.traced import Kept, Library, Strength, Trace
 from remerge.artefacts.tracing_origins import origin_of, origin_of_kept, same_manifest
@@ -40,6 +40,10 @@ def trace(path: Path, library: Library | None = None, *, report: Report = unhear
         return _directory(path, library, report)
     if not path.is_file():
         raise BadInput(f"{path} is neither a file nor a directory.")
+    if path.name == PROVENANCE or path.name.endswith(f".{PROVENANCE}"):
+        # It tells of what its manifest tells of.
+        manifest = path.with_name(path.name.removesuffix(PROVENANCE) + MANIFEST)
+        path = manifest if manifest.is_file() else path
     if path.name == MANIFEST or path.name.endswith(f".{MANIFEST}"):
         return _manifest(path, library, report)
     return _file(path, library, report)
@@ -356,8 +360,8 @@ def _instead(digest: str, names: Mapping[str, str], library: Library | None) -> 
     kept = () if library is None else library.with_file(digest)
     if not kept:
         return ""
-    name = next(name for name, sha256 in kept[0].files.items() if sha256 == digest)
-    return f" It is {name} of {_called(kept[0])}."
+    name = next((name for name, sha256 in kept[0].files.items() if sha256 == digest), None)
+    return f" It is {'' if name is None else f'{name} of '}{_called(kept[0])}."
 
 
 def _strength(
@@ -378,7 +382,7 @@ def _in_store(digest: str, kept: Sequence[Kept]) -> str:
     names = {n for one in kept for n, sha256 in one.files.items() if sha256 == digest}
     called = ", ".join(sorted(names)[:3])
     several = f", which {len(kept)} artefacts have alike" if len(kept) > 1 else ""
-    return f"The store has this SHA-256, as {called}{several}."
+    return f"The store has this SHA-256, as {called or 'what came with it'}{several}."
 
 
 def _called(kept: Kept) -> str:

@@ -178,10 +178,11 @@ def _commit(
 ) -> Added:
     artefact = taken.record.id
     known = store.record(artefact).exists()
-    names = dict.fromkeys(_names(store, taken, name), taken.record.id)
+    own = _own_name(store, taken, ()) if name is None else [name]
+    names = dict.fromkeys(own, taken.record.id)
     was = {one: check_free(store, one, artefact, move=move) for one in names}
     for other in others:
-        names |= dict.fromkeys(_names_of_source(store, other, names), other.record.id)
+        names |= dict.fromkeys(_own_name(store, other, names), other.record.id)
     moves: list[tuple[Path, Path]] = []
     writes: dict[Path, bytes | None] = {}
     for one in (taken, *others):
@@ -202,15 +203,9 @@ def _commit(
     return Added(artefact, chosen, taken.record, there, nbytes, ids[1:], notes)
 
 
-def _names(store: Store, taken: _Taken, name: str | None) -> list[str]:
-    """The name that the artefact is to get: the one asked for, else its own where it has none."""
-    if name is not None:
-        return [name]
-    return [] if index.names_of(store, taken.record.id) else [taken.state.title]
-
-
-def _names_of_source(store: Store, taken: _Taken, given: Iterable[str]) -> list[str]:
-    """The name of an adapter that came along: nobody chose it, so it takes none from another."""
+def _own_name(store: Store, taken: _Taken, given: Iterable[str]) -> list[str]:
+    """The name of an artefact that has none, and that nobody chose: it takes none from another,
+    such as the same adapters in the same base by another recipe."""
     artefact = taken.record.id
     if index.names_of(store, artefact):
         return []

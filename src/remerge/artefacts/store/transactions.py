@@ -83,9 +83,19 @@ def _recover(store: Store) -> None:
     except FileNotFoundError:
         return
     try:
-        document = json.loads(content)
-    except ValueError as error:
-        raise BadInput(f"{store.journal} is damaged.", why="The disk lost bytes.") from error
+        document: Any = json.loads(content)
+        paths = [path for pair in document["moves"] for path in pair] + [*document["writes"]]
+        entry = document["entry"]
+        whole = all(isinstance(path, str) and ".." not in path for path in paths)
+        whole = whole and {"change", "artefacts", "names"} <= set(entry)
+    except (ValueError, TypeError, KeyError):
+        whole, document = False, {}
+    if not whole:
+        raise BadInput(
+            f"{store.journal} is damaged: the change that it tells of cannot be carried out.",
+            why="The disk lost bytes, or somebody wrote there.",
+            hint="Move it away; remerge store verify then says what is missing.",
+        )
     _carry_out(store, document)
 
 
