@@ -223,6 +223,8 @@ def test_a_damaged_adapter_is_never_given_nor_used(filled: Workshop, by_hand: By
     by_hand(blob, bytes(content))
     with pytest.raises(remerge.IntegrityError):
         store.materialize(adapter.id, filled.root / "out")
+    # Nobody else has it either.
+    shutil.rmtree(filled.adapter(0))
     collected = {one.row.id for one in store.gc().decided if one.action == "collect"}
     users = {row.id for row in store.ls() if row.adapters == ("adapter0",)}
     assert not collected & users
