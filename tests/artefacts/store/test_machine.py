@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, assume, settings
+from hypothesis import HealthCheck, Phase, assume, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
@@ -523,12 +523,15 @@ def after_there(root: Path) -> set[str]:
     return {path.name for path in (root / "blobs" / "derived").glob("??/*")}
 
 
+# A shorter example is not worth the minutes that a search for it takes here.
+_PHASES = (Phase.explicit, Phase.generate)
 _CHECKS = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
 
 
 def _machine(examples: int, steps: int, name: str) -> Any:
     case = type(name, (StoreMachine,), {}).TestCase  # type: ignore[attr-defined]
     case.settings = settings(
+        phases=_PHASES,
         max_examples=examples,
         stateful_step_count=steps,
         deadline=None,

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -110,11 +113,28 @@ def make(derivation: Derivation, out: Path, means: Means) -> None:
 def remake(store: Store, record: Record, out: Path, means: Means) -> None:
     """A collected artefact again in the new directory ``out``, its manifest too; the store stays as
     it is."""
-    with blobs.staging(store) as place:
+    with _inputs(store, out) as place:
         make(_open(store, record, place, means), out, means)
     assert record.manifest is not None
     manifest = next(file for file in record.files if file.name == record.manifest)
     blobs.give(store, manifest.sha256, out / record.manifest)
+
+
+@contextmanager
+def _inputs(store: Store, out: Path) -> Generator[Path]:
+    """A directory for the inputs: in the store, where they need not be copied, or beside ``out``
+    where the store cannot be written."""
+    if os.access(store.root, os.W_OK):
+        with blobs.staging(store) as place:
+            yield place
+        return
+    place = out.with_name(f"{out.name}.inputs")
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir(parents=True)
+    try:
+        yield place
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def _open(store: Store, record: Record, place: Path, means: Means) -> Derivation:
