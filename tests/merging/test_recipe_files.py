@@ -93,7 +93,7 @@ def test_own_keys_are_the_options_of_the_command():
     """An option that decides bytes can be written down, and nothing else can."""
     options = {parameter.name.rstrip("_") for parameter in command.params if parameter.name}
     resources = {"recipe", "retention", "overwrite", "dry_run", "device", "threads", "max_memory"}
-    resources |= {"as_json", "quiet", "verbose", "inputs", "engine_python", "prove"}
+    resources |= {"as_json", "quiet", "verbose", "inputs", "engine_python", "prove", "run_id"}
     # What a gate asks is below its own key.
     resources |= set(GATE)
     assert options - resources - set(PARAMETERS) == KEYS - set(ALL_PARAMETERS) - {

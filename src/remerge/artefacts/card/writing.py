@@ -103,7 +103,8 @@ def _put(place: Path, text: str | None, made: Made, sources: Sources, output: Pa
         raise _unreadable(place, str(error)) from error
     content = card.encode("utf-8", "surrogateescape")
     changed = text != card
-    if changed:
+    # What is kept of a card that is to be replaced is not in its new place yet.
+    if changed or not place.exists():
         write_durably(place, content)
     return WrittenCard(place, held, changed)
 

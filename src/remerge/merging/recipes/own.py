@@ -54,6 +54,7 @@ _RESOURCES = frozenset(
         "json",
         "engine_python",
         "prove",
+        "run_id",
     }
 )
 
