@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
-from remerge.merging.plan import digest_of
+from remerge.sources.documents import digest_of
 from remerge.sources.user_directories import cache_directory, data_directory
 
 _LIMIT = 10_000

@@ -8,7 +8,6 @@ architecture have equal headers.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -26,6 +25,7 @@ from remerge.merging.merged import MergedCheckpoint
 from remerge.merging.recipe import Recipe
 from remerge.merging.tensor_plan import TensorPlan
 from remerge.sources.checkpoint import Checkpoint, Shard, StoredTensor
+from remerge.sources.documents import digest_of
 from remerge.sources.reading import Source
 from remerge.version import ALGORITHM
 
@@ -182,12 +182,6 @@ class Plan:
 def merge_key(plan: Plan, digests: Mapping[str, str]) -> str:
     """Name of the result: plan and inputs (``role/name`` -> SHA-256)."""
     return digest_of({"plan": plan.plan_id, "inputs": dict(digests), "algorithm": ALGORITHM})
-
-
-def digest_of(document: Any) -> str:
-    """SHA-256 of canonical JSON."""
-    text = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _adapter_document(adapter: Adapter) -> dict[str, Any]:

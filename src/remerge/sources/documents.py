@@ -1,7 +1,8 @@
-"""JSON from outside: read whole, bounded in size, and taken for what it is."""
+"""JSON: from outside, read whole, bounded in size, and taken for what it is; and its digest."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any, cast
@@ -50,6 +51,12 @@ def parse_json(text: str) -> object:
         return json.loads(text, object_pairs_hook=_unique)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+
+
+def digest_of(document: Any) -> str:
+    """SHA-256 of canonical JSON."""
+    text = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def as_object(value: object) -> dict[str, Any] | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from remerge.artefacts.any_manifest import AnyManifest, DerivedManifest, manifest_from
+from remerge.artefacts.card.writing import card_to_keep, write_new_card
 from remerge.artefacts.digests import file_digest
 from remerge.artefacts.engine_manifest import EngineManifest
 from remerge.artefacts.extraction_manifest import ExtractionManifest
@@ -22,6 +23,7 @@ from remerge.artefacts.making_again import (
     write_again,
 )
 from remerge.artefacts.manifest import MANIFEST, PREPARATIONS
+from remerge.artefacts.recording import write_provenance
 from remerge.artefacts.rederiving import Derivation, Sources, check_now, open_again, sources_of
 from remerge.errors import BadInput, IntegrityError, NotReproduced, UsageError
 from remerge.outputs.directory import (
@@ -227,7 +229,18 @@ def _write(
                 report=report,
             )
         check_reproduced(derivation, digests)
+        write_provenance(
+            place.work,
+            found.content,
+            started=started,
+            device=device,
+            threads=threads,
+            name=manifest_beside(out).name if alone else MANIFEST,
+            bytesWritten=sum(record.size for record in manifest.outputs),
+        )
         write_durably(place.work / MANIFEST, found.content)
+        if not alone:
+            write_new_card(place.work, manifest, derivation.inputs, card_to_keep(out))
         (publish_file if alone else publish)(place)
 
 

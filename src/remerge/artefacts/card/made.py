@@ -11,6 +11,7 @@ from pathlib import Path
 
 from remerge.artefacts.adapter_manifest import AdapterManifest, is_combined, read_adapter_manifest
 from remerge.artefacts.advice import retention_line
+from remerge.artefacts.any_manifest import AnyManifest
 from remerge.artefacts.engine_manifest import (
     EngineManifest,
     is_engine_made,
@@ -19,13 +20,13 @@ from remerge.artefacts.engine_manifest import (
 )
 from remerge.artefacts.extraction_manifest import ExtractionManifest
 from remerge.artefacts.manifest import FileRecord, InputRecord, Manifest, parsed, read_manifest
+from remerge.artefacts.records import RunRecord
 from remerge.artefacts.reproducing import command_of, named
 from remerge.errors import BadInput
-from remerge.merging.plan import digest_of
 from remerge.merging.recipe import Recipe
+from remerge.sources.documents import digest_of
 from remerge.sources.ggml_types import FILE_TYPES, TYPES
 
-AnyManifest = Manifest | EngineManifest | AdapterManifest | ExtractionManifest
 _EXTRACTION = b'"remerge-extraction/'
 # What the output is called in commands: the same output has the same card wherever it lies.
 OUT = "OUT"
@@ -80,6 +81,11 @@ def made_of(manifest: AnyManifest) -> Made:
         facts.append(("written by", manifest.engine))
         facts.append(("bits per weight", f"{manifest.bits_per_weight:.2f}"))
     facts.append(("reproducible", manifest.reproducible))
+    facts += [
+        ("training run", f"{_short(record)}: {_run(record.run)}")
+        for record in manifest.adapters
+        if record.run is not None
+    ]
     return Made(
         title=_title(manifest.base, manifest.adapters, _variant(recipe)),
         is_adapter=isinstance(manifest, AdapterManifest),
@@ -168,6 +174,12 @@ def _how(recipe: Recipe, adapters: Sequence[InputRecord]) -> list[tuple[str, str
     if recipe.base_precision != "stored":
         found.append(("base taken as", recipe.base_precision))
     return found
+
+
+def _run(run: RunRecord) -> str:
+    """Who names a training run, its id there, and how far it had come."""
+    said = run.source if run.id is None else f"{run.source} {run.id}"
+    return said if run.step is None else f"{said}, step {run.step}"
 
 
 def _variant(recipe: Recipe) -> str | None:

@@ -11,10 +11,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from remerge.artefacts import user_index
+from remerge.artefacts.any_manifest import AnyManifest
 from remerge.artefacts.card.body import body
 from remerge.artefacts.card.escaping import prose
 from remerge.artefacts.card.inherited import LARGEST, Said, said_by
-from remerge.artefacts.card.made import AnyManifest, Made, made_of, read_made
+from remerge.artefacts.card.made import Made, made_of, read_made
 from remerge.artefacts.card.metadata import Sources, metadata
 from remerge.artefacts.card.scores import newest
 from remerge.artefacts.card.updating import as_mapping, composed, read_card

@@ -23,9 +23,9 @@ from remerge.artefacts.names import name_of_merge
 from remerge.artefacts.store.records import Kind, Source
 from remerge.artefacts.test_result import TESTS
 from remerge.errors import BadInput
-from remerge.merging.plan import digest_of
 from remerge.outputs.single_file import manifest_beside
 from remerge.sources.checkpoint import open_checkpoint
+from remerge.sources.documents import digest_of
 from remerge.sources.hub import adapter_files
 from remerge.sources.references import Reference, resolve
 
