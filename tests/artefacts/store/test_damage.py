@@ -254,6 +254,7 @@ def test_a_link_to_somebodys_file_is_never_what_nothing_brings_back(
     store = remerge.Store(shop.store)
     store.add(shop.merged(0), link="hard")
     store.add(shop.base, name="the-base")
+    assert not see(shop.store).canonical & see(shop.store).derived, "bytes lie twice"
     out = shop.root / "out"
     store.materialize("the-base", out, link="hard")
     for folder in (shop.merged(0), out):

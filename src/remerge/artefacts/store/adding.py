@@ -188,6 +188,12 @@ def _commit(
     for one in (taken, *others):
         moves += _moves(store, one)
         writes |= _writes(store, one)
+        # What is taken in anew because it was shared does not stay twice.
+        writes |= {
+            store.derived(sha256): None
+            for sha256, staged in one.staged.items()
+            if (staged.path, store.canonical(sha256)) in moves and store.derived(sha256).exists()
+        }
     writes |= {
         store.ref(one): f"{target}\n".encode()
         for one, target in names.items()
