@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -36,6 +37,10 @@ def merged(place: Path, adapter: str = "sort", *words: str) -> Path:
     result = run("merge", EXAMPLES / "base", EXAMPLES / "adapters" / adapter, "-o", place, *words)
     assert result.exit_code == 0, result.output
     return place
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def contents(place: Path) -> dict[str, bytes]:
@@ -226,6 +231,19 @@ def test_damage_is_named_and_mended(tmp_path: Path) -> None:
     assert contents(tmp_path / "again") == before
     assert len(store("rebuild", "one")["restored"]) == 1
     assert store("verify")["verified"]
+
+
+def test_nothing_is_collected_over_a_damaged_adapter(tmp_path: Path) -> None:
+    store("add", merged(tmp_path / "out"), "--name", "one")
+    digest = next((EXAMPLES / "adapters/sort").glob("*.safetensors"))
+    blob = tmp_path / "store/blobs/canonical" / sha256(digest)[:2] / sha256(digest)
+    content = blob.read_bytes()
+    blob.unlink()
+    blob.write_bytes(content[:-1] + b"?")
+    decided = store("gc")["artefacts"][0]
+    assert decided["action"] == "keep" and "damaged" in decided["why"]
+    store("add", EXAMPLES / "adapters/sort")
+    assert store("gc")["artefacts"][0]["action"] == "collect"
 
 
 def test_a_changed_file_is_not_taken(tmp_path: Path) -> None:

@@ -135,6 +135,7 @@ def _derived(store: Store, target: str) -> str:
 def _decide(store: Store, row: Row, means: Means, *, dry_run: bool, force: bool) -> Decided:
     """Whether an artefact can be derived now: all inputs read, and proved once."""
     try:
+        _check_adapters(store, row)
         if row.seconds is None and not dry_run:
             # Reads every input as well.
             seconds = rebuild(store, row.id, means).seconds
@@ -147,6 +148,19 @@ def _decide(store: Store, row: Row, means: Means, *, dry_run: bool, force: bool)
         return Decided(row, "keep", needed or f"cannot be made again now: {error.what}")
     why = "to be proved first" if row.seconds is None else "base and adapters verified, proved"
     return Decided(row, "collect", why, seconds=row.seconds)
+
+
+def _check_adapters(store: Store, row: Row) -> None:
+    """The adapters that the store has must be whole: the user's own copies may go tomorrow."""
+    for source in read_record(store, row.id).adapters:
+        for artefact in index.inputs(store, source.digest):
+            files = read_record(store, artefact).files
+            damaged = [file.name for file in files if not blobs.is_whole(store, file.sha256)]
+            if damaged:
+                raise IntegrityError(
+                    f"The adapter {source.name} is damaged in the store ({damaged[0]}).",
+                    hint="Add it again: remerge store add ADAPTER.",
+                )
 
 
 def _check(store: Store, record: Record, means: Means) -> None:
