@@ -190,6 +190,7 @@ def test_inputs_are_fetched_from_the_hub_at_their_commits(inputs: Path, tmp_path
         environment = {
             **os.environ,
             "HF_ENDPOINT": hub,
+            "HF_HUB_OFFLINE": "0",
             "HF_HOME": str(tmp_path / home),
             "XDG_DATA_HOME": str(tmp_path / home),
             "XDG_CACHE_HOME": str(tmp_path / home),

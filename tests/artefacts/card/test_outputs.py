@@ -103,6 +103,7 @@ def test_from_the_hub(local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         script = "import sys, remerge; remerge.merge('org/base', 'me/lora', sys.argv[1])"
         out = tmp_path / "out"
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        monkeypatch.setenv("HF_HUB_OFFLINE", "0")
         monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
         subprocess.run([sys.executable, "-c", script, str(out)], check=True)
     found = metadata(out)

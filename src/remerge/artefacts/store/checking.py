@@ -14,6 +14,9 @@ from remerge.artefacts.store.transactions import read_log, settle
 from remerge.errors import RemergeError
 
 Report = Callable[[int, int, str], None]
+# An artefact's id, and whether the bytes that it needs can be derived again.
+_Needing = tuple[str, bool]
+_TRIES = 3
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ def verify(store: Store, targets: Sequence[str] = (), report: Report | None = No
     settle(store)
     ids = [resolve(store, target) for target in targets] or all_records(store)
     damage = [] if targets else [*_names(store), *_log(store)]
-    wanted: dict[str, tuple[int, str, bool]] = {}
+    wanted: dict[str, tuple[int, list[_Needing]]] = {}
     for artefact in ids:
         try:
             record, state = read_record(store, artefact), read_state(store, artefact)
@@ -52,16 +55,37 @@ def verify(store: Store, targets: Sequence[str] = (), report: Report | None = No
             continue
         for file in (*record.files, *state.attached):
             if not (file.derived and state.collected is not None):
-                wanted.setdefault(file.sha256, (file.size, artefact, file.derived))
-    total = sum(size for size, _, _ in wanted.values())
+                _, needing = wanted.setdefault(file.sha256, (file.size, []))
+                needing.append((artefact, file.derived))
+    total = sum(size for size, _ in wanted.values())
     done = 0
-    for sha256, (size, artefact, derived) in wanted.items():
-        if not blobs.is_whole(store, sha256):
+    for sha256, (size, needing) in wanted.items():
+        lacking = _lacking(store, sha256, needing)
+        if lacking is not None:
+            artefact, derived = lacking
             damage.append(_damaged(store, sha256, artefact, derived=derived))
         done += size
         if report is not None:
             report(done, total, sha256[:12])
     return Checked(len(ids), len(wanted), total, tuple(damage))
+
+
+def _lacking(store: Store, sha256: str, needing: Sequence[_Needing]) -> _Needing | None:
+    """One of those that need these bytes and do not have them; None where all is well. A collection
+    or a rebuilding that runs meanwhile is looked at again."""
+    found: _Needing | None = None
+    for _ in range(_TRIES):
+        if blobs.is_whole(store, sha256):
+            return None
+        still = [
+            (artefact, derived)
+            for artefact, derived in needing
+            if not (derived and read_state(store, artefact).collected is not None)
+        ]
+        if not still:
+            return None
+        found = still[0]
+    return found
 
 
 def _damaged(store: Store, sha256: str, artefact: str, *, derived: bool) -> Damage:
