@@ -179,6 +179,7 @@ def test_the_hubs_validation_is_asked(tmp_path: Path, monkeypatch: pytest.Monkey
     Thread(target=server.serve_forever, daemon=True).start()
     url = f"http://127.0.0.1:{server.server_address[1]}"
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", url)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     ModelCard.load(tmp_path / "out" / "README.md").validate()
     server.shutdown()
     (body,) = asked
