@@ -170,7 +170,7 @@ def _other(source: Path) -> IntegrityError:
     return IntegrityError(
         f"{source} is not the file that its manifest names.",
         why="It was changed or damaged after it was made.",
-        hint="Make it again with --overwrite.",
+        hint="Derive it again: remerge reproduce OUT -o OUT --overwrite.",
     )
 
 
