@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import hashlib
 import mmap
 import os
 import weakref
@@ -153,6 +154,12 @@ class OutputFile:
             os.fsync(self._fd)
         except OSError as error:
             raise cannot_write(self.path, error) from error
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's content."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def cannot_write(path: Path, error: OSError, option: str = "-o") -> TryAgain | BadInput:
