@@ -264,3 +264,60 @@ def test_where_there_is_no_store(tmp_path: Path) -> None:
     (tmp_path / "store").mkdir()
     (tmp_path / "store/somebodys").write_text("work")
     assert "not empty" in str(run("store", "add", EXAMPLES / "adapters/sort").exception)
+
+
+def test_what_cannot_be_added_makes_no_store(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for path in (tmp_path / "nothing", tmp_path / "empty", tmp_path / "nothing:adapter"):
+        assert run("store", "add", path).exit_code != 0
+    assert run("store", "add", EXAMPLES / "base", "--name", "../x").exit_code != 0
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_merge_is_kept_whose_adapter_was_trained_on(tmp_path: Path) -> None:
+    adapter = tmp_path / "adapter"
+    shutil.copytree(EXAMPLES / "adapters/sort", adapter)
+    assert run("merge", EXAMPLES / "base", adapter, "-o", tmp_path / "out").exit_code == 0
+    shutil.copytree(EXAMPLES / "adapters/dates", adapter, dirs_exist_ok=True)
+    added = store("add", tmp_path / "out")
+    assert added["adapters"] == []
+    assert "another one now" in added["notes"][0]
+    (kept,) = store("gc")["artefacts"]
+    assert kept["action"] == "keep"
+    store("add", EXAMPLES / "adapters/sort")
+    (gone,) = store("gc")["artefacts"]
+    assert gone["action"] == "collect"
+
+
+@pytest.mark.parametrize("out", ["store", "store/blobs", "around"])
+def test_no_output_replaces_a_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str
+) -> None:
+    place = tmp_path / ("around/store" if out == "around" else "store")
+    monkeypatch.setenv("REMERGE_STORE", str(place))
+    store("add", EXAMPLES / "adapters/sort")
+    before = contents(place)
+    words = ["merge", EXAMPLES / "base", EXAMPLES / "adapters/sort", "--overwrite", "-o"]
+    assert "would delete" in str(run(*words, tmp_path / out).exception)
+    assert contents(place) == before
+
+
+def test_the_store_in_an_output_is_no_file_of_it(tmp_path: Path) -> None:
+    out = merged(tmp_path / "out")
+    (out / "mine").write_text("")
+    for _ in range(2):
+        added = store("add", out, "--store", out / "store")
+        assert added["notes"] == ["Not kept, as no manifest names them: mine."]
+
+
+def test_an_adapter_in_a_folder(tmp_path: Path) -> None:
+    shutil.copytree(EXAMPLES / "adapters", tmp_path / "several")
+    assert store("add", f"{tmp_path}/several:sort")["kind"] == "adapter"
+
+
+def test_every_command_can_be_quiet() -> None:
+    store("add", EXAMPLES / "adapters/sort", "--name", "it")
+    for words in ("ls", "show it", "log", "tag it other", "pin it", "gc", "verify", "reindex"):
+        result = run("store", *words.split(), "-q")
+        assert (result.exit_code, result.output) == (0, ""), words
+    assert run("store", "rm", "other", "-q").output == ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from remerge.adapters.facts import BaseFacts
 from remerge.errors import BadInput
 from remerge.sources.dtypes import torch_dtype
 from remerge.sources.one_thread import one_thread
+from remerge.sources.storage import file_digest
 
 _BLOCK_ELEMENTS = 2**22
 
@@ -82,11 +82,7 @@ class Adapter:
 
     def digests(self) -> dict[str, str]:
         """SHA-256 of each of the adapter's files that a merge depends on."""
-        found: dict[str, str] = {}
-        for name in self.files:
-            with (self.path / name).open("rb") as stream:
-                found[name] = hashlib.file_digest(stream, "sha256").hexdigest()
-        return found
+        return {name: file_digest(self.path / name) for name in self.files}
 
 
 @one_thread()

@@ -61,13 +61,17 @@ def manifest_from(content: bytes, where: str | Path) -> AnyManifest:
 
 def read_any_manifest(path: Path) -> AnyManifest:
     """The manifest in a file; raises `BadInput` when there is no valid one."""
+    return manifest_from(content_of(path), path)
+
+
+def content_of(path: Path) -> bytes:
+    """The bytes of a manifest's file; raises `BadInput` for what is too long to be one."""
     try:
         if path.stat().st_size > _LONGEST:
             raise BadInput(f"{path} is too long for a manifest.")
-        content = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise BadInput(f"{path} cannot be read: {error.strerror}.") from error
-    return manifest_from(content, path)
 
 
 def _files(manifest: AnyManifest) -> Iterator[FileRecord]:

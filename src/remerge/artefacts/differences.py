@@ -25,7 +25,7 @@ from remerge.artefacts.tensor_differences import (
 from remerge.errors import BadInput
 from remerge.sources.documents import as_object, read_json_object
 
-_SETTINGS = ("config.json", "adapter_config.json", "generation_config.json")
+SETTINGS = ("config.json", "adapter_config.json", "generation_config.json")
 _TENSOR_FILES = (".safetensors", ".gguf")
 
 
@@ -262,7 +262,7 @@ def _of_evaluations(a: Sequence[Evaluation], b: Sequence[Evaluation]) -> list[Di
 def _of_settings(a: Mapping[str, Path], b: Mapping[str, Path]) -> list[Difference]:
     """Configurations, key by key."""
     rows: list[Difference] = []
-    for name in _SETTINGS:
+    for name in SETTINGS:
         if name in a and name in b:
             try:
                 pair = [read_json_object(side[name]) for side in (a, b)]

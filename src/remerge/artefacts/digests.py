@@ -11,6 +11,16 @@ from pathlib import Path
 from remerge.artefacts import user_index
 from remerge.merging.plan import Plan, SideFile
 from remerge.sources.references import stated_digest
+from remerge.sources.storage import file_digest
+
+__all__ = [
+    "adapter_digests",
+    "file_digest",
+    "input_digests",
+    "side_digest",
+    "small_digests",
+    "weight_digests",
+]
 
 
 def input_digests(plan: Plan) -> dict[str, str]:
@@ -52,12 +62,6 @@ def side_digest(side: SideFile) -> str:
     """SHA-256 of a side file as it is written."""
     if side.content is not None:
         return hashlib.sha256(side.content).hexdigest()
+    if side.source is None:
+        raise ValueError(f"{side.name} has neither content nor source")
     return file_digest(side.source)
-
-
-def file_digest(path: Path | None) -> str:
-    """SHA-256 of a file's content."""
-    if path is None:
-        raise ValueError("no path")
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -26,6 +26,8 @@ MANIFEST = "remerge.json"
 PROVENANCE = "provenance.json"
 # Changes as scores come, and so is none of the outputs.
 CARD = "README.md"
+# What a directory has that is a store (`remerge.artefacts.store`).
+STORE = "store.json"
 _INSIDE = ".remerge-partial"
 _STATE = ".state.json"
 _LOCK = ".lock"
@@ -87,6 +89,21 @@ def check_free(out: Path, *, overwrite: bool) -> None:
             why="It may hold somebody's work.",
             hint="Choose another -o, or add --overwrite to replace it.",
         )
+    store = _store_in_the_way(out.resolve())
+    if store is not None:
+        raise UsageError(
+            f"Replacing {out} would delete what the store {store} keeps.",
+            why="Its adapters may be nowhere else.",
+            hint="Choose another -o, or move the store away.",
+        )
+
+
+def _store_in_the_way(out: Path) -> Path | None:
+    """A store that is this directory, or lies in it, or around it."""
+    markers = (*(folder / STORE for folder in (out, *out.parents)), *out.rglob(STORE))
+    return next(
+        (one.parent for one in markers if (one.parent / "refs").is_dir() and one.is_file()), None
+    )
 
 
 def check_space(out: Path, needed: int) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import hashlib
 import mmap
 import os
 import weakref
@@ -155,18 +156,25 @@ class OutputFile:
             raise cannot_write(self.path, error) from error
 
 
-def cannot_write(path: Path, error: OSError) -> TryAgain | BadInput:
-    """The failure of a write, with what to do about it."""
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's content."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def cannot_write(path: Path, error: OSError, option: str = "-o") -> TryAgain | BadInput:
+    """The failure of a write, with what to do about it; ``option`` names the place."""
     full = {errno.ENOSPC: "The disk is full.", errno.EDQUOT: "The disk quota is used up."}
     if error.errno in full:
         return TryAgain(
             f"Writing {path} failed: {error.strerror}.",
             why=full[error.errno],
-            hint="Free some space, or choose another place with -o, and run the command again.",
+            hint=f"Free some space, or choose another place with {option}, and run the command "
+            "again.",
         )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOENT):
         return BadInput(
-            f"Cannot write {path}: {error.strerror}.", hint="Choose another place with -o."
+            f"Cannot write {path}: {error.strerror}.", hint=f"Choose another place with {option}."
         )
     return TryAgain(f"Writing {path} failed: {error.strerror}.")
 

@@ -9,7 +9,12 @@ from pathlib import Path
 
 import torch
 
-from remerge.artefacts.any_manifest import AnyManifest, DerivedManifest, manifest_from
+from remerge.artefacts.any_manifest import (
+    AnyManifest,
+    DerivedManifest,
+    content_of,
+    manifest_from,
+)
 from remerge.artefacts.card.writing import card_to_keep, write_new_card
 from remerge.artefacts.digests import file_digest
 from remerge.artefacts.engine_manifest import EngineManifest
@@ -43,9 +48,6 @@ from remerge.outputs.single_file import (
     publish_file,
 )
 from remerge.validation.verify import verify
-
-# More than any manifest is long.
-_LONGEST = 2**30
 
 
 @dataclass(frozen=True)
@@ -254,11 +256,11 @@ def _find(source: Path) -> _Found:
             hint="Give an output of remerge, or a manifest: remerge.json, FILE.gguf.remerge.json.",
         )
     if _is_document(source):
-        content = _read(source)
+        content = content_of(source)
         return _Found(source, content, manifest_from(content, source), None, {})
     manifest = manifest_beside(source)
     if manifest.is_file():
-        content = _read(manifest)
+        content = content_of(manifest)
         found = manifest_from(content, manifest)
         # A file that was renamed with its manifest is still that file.
         names = [record.name for record in found.outputs]
@@ -276,7 +278,7 @@ def _beside(path: Path, folder: Path, lacking: str) -> _Found:
             why="It was not made by remerge, or its making never ended.",
             hint="Give the manifest that it came with, wherever that lies.",
         )
-    content = _read(path)
+    content = content_of(path)
     found = manifest_from(content, path)
     outputs = {record.name: folder / record.name for record in found.outputs}
     return _Found(path, content, found, folder, outputs)
@@ -291,9 +293,3 @@ def _is_document(path: Path) -> bool:
     """Whether a file is JSON by how it begins: no weights begin so."""
     with path.open("rb") as stream:
         return stream.read(64).lstrip()[:1] == b"{"
-
-
-def _read(path: Path) -> bytes:
-    if path.stat().st_size > _LONGEST:
-        raise BadInput(f"{path} is too long for a manifest.")
-    return path.read_bytes()

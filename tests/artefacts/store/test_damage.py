@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
@@ -101,6 +102,25 @@ def test_an_index_damaged_anywhere(filled: Workshop):
                 path.write_bytes(content)
                 assert question() in (expected, ("first",))
     assert store.reindex() == len(expected)
+
+
+def test_no_byte_goes_because_an_index_is_wrong(filled: Workshop):
+    """A copy of another state of the store, say: only records and states decide."""
+    store = remerge.Store(filled.store)
+    store.pin("first")
+    store.pin("second")
+    before = derived_blobs(filled.store)
+    with sqlite3.connect(filled.store / "index.sqlite") as database:
+        database.execute("delete from files")
+    assert store.gc(force=True).nbytes == 0
+    assert derived_blobs(filled.store) == before
+
+
+def test_an_index_is_made_again_while_it_is_read(filled: Workshop):
+    path = filled.store / "index.sqlite"
+    before = path.stat().st_ino
+    assert remerge.Store(filled.store).reindex() == 5
+    assert path.stat().st_ino == before
 
 
 @pytest.mark.parametrize("what", ["garbage", "empty", "a folder"])

@@ -9,17 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from remerge.artefacts.adapter_manifest import AdapterManifest, is_combined, read_adapter_manifest
+from remerge.artefacts.adapter_manifest import AdapterManifest
 from remerge.artefacts.advice import retention_line
-from remerge.artefacts.any_manifest import AnyManifest
-from remerge.artefacts.engine_manifest import (
-    EngineManifest,
-    is_engine_made,
-    manifest_path,
-    read_engine_manifest,
-)
+from remerge.artefacts.any_manifest import AnyManifest, read_any_manifest
+from remerge.artefacts.engine_manifest import EngineManifest, manifest_path
 from remerge.artefacts.extraction_manifest import ExtractionManifest
-from remerge.artefacts.manifest import FileRecord, InputRecord, Manifest, parsed, read_manifest
+from remerge.artefacts.manifest import FileRecord, InputRecord, Manifest
 from remerge.artefacts.records import RunRecord
 from remerge.artefacts.reproducing import command_of, named
 from remerge.errors import BadInput
@@ -27,7 +22,6 @@ from remerge.merging.recipe import Recipe
 from remerge.sources.documents import digest_of
 from remerge.sources.ggml_types import FILE_TYPES, TYPES
 
-_EXTRACTION = b'"remerge-extraction/'
 # What the output is called in commands: the same output has the same card wherever it lies.
 OUT = "OUT"
 _SHOWN = 3
@@ -108,16 +102,9 @@ def made_of(manifest: AnyManifest) -> Made:
 def _manifest(output: Path) -> AnyManifest:
     if not output.exists():
         raise BadInput(f"There is nothing at {output}.", hint="Name what remerge made.")
-    if is_engine_made(output):
-        return read_engine_manifest(output)
     path = manifest_path(output)
-    if output.is_dir() and path.is_file():
-        content = path.read_bytes()
-        if _EXTRACTION in content:
-            return parsed(path, content, ExtractionManifest)
-        if is_combined(output):
-            return read_adapter_manifest(output)
-        return read_manifest(output)
+    if path.is_file():
+        return read_any_manifest(path)
     raise BadInput(
         f"{output} has no manifest, {path.name}.",
         why="A card tells what the manifest does; remerge did not make this, or it was moved.",

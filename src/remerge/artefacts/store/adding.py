@@ -9,12 +9,11 @@ from pathlib import Path
 
 from remerge.artefacts import user_index
 from remerge.artefacts.manifest import InputRecord
-from remerge.artefacts.names import check_name, name_of_input
+from remerge.artefacts.names import name_of_input
 from remerge.artefacts.store import blobs, index, layout
 from remerge.artefacts.store.describing import (
     Described,
     Found,
-    describe,
     describe_adapter,
     input_digest,
 )
@@ -22,7 +21,7 @@ from remerge.artefacts.store.layout import Store
 from remerge.artefacts.store.records import Record, State, StoredFile, is_whole, read_state
 from remerge.artefacts.store.refs import check_free
 from remerge.artefacts.store.transactions import Change, changing, commit
-from remerge.errors import BadInput, TryAgain
+from remerge.errors import BadInput, IntegrityError, TryAgain
 
 # Told of the file that is being taken over.
 Told = Callable[[str], None]
@@ -55,58 +54,62 @@ class _Taken:
 
 def add(
     store: Store,
-    path: Path,
+    found: Described,
     *,
     name: str | None = None,
     move: bool = False,
     link: blobs.Link = "copy",
     told: Told = lambda file: None,
 ) -> Added:
-    """Keep what lies at ``path``: an output of remerge, an adapter or a base.
+    """Keep what was found at a path: an output of remerge, an adapter or a base.
 
-    With a merge the adapters come that it was made of, where they are known. Every file is held to
-    its manifest on the way: raises `IntegrityError` for one that is another, `UsageError` for a
-    ``name`` that names another artefact, unless ``move``.
+    With a merge the adapters come that it was made of, where they still are what it names. Every
+    file is held to its manifest on the way: raises `IntegrityError` for one that is another,
+    `UsageError` for a ``name`` that names another artefact, unless ``move``.
     """
-    if name is not None:
-        check_name(name)
-    found = describe(path)
-    sources, notes = _sources(store, found.sources)
-    if found.left:
-        notes += (f"Not kept, as no manifest names them: {_some(found.left)}.",)
+    left = _left(store, found)
     for _ in range(_TRIES):
         with blobs.staging(store) as place:
             taken = _take(store, place, found, link, told)
-            others = [_take(store, place, source, "copy", told) for source in sources]
+            others, notes = _take_sources(store, place, found.sources, told)
             with changing(store):
                 if not _is_there(store, (taken, *others)):
                     continue
-                return _commit(store, taken, others, name, notes, move=move)
-    raise TryAgain(f"What {path} shares with the store {store} was collected meanwhile.")
+                return _commit(store, taken, others, name, (*notes, *left), move=move)
+    raise TryAgain(f"What {found.folder} shares with the store {store} was collected meanwhile.")
 
 
-def _sources(
-    store: Store, records: Sequence[InputRecord]
-) -> tuple[list[Described], tuple[str, ...]]:
-    """The adapters of a merge where they lie now, and a sentence for each that is lost."""
-    found: list[Described] = []
+def _take_sources(
+    store: Store, place: Path, records: Sequence[InputRecord], told: Told
+) -> tuple[list[_Taken], list[str]]:
+    """The adapters of a merge from where they lie now, and a sentence for each that is lost."""
+    taken: list[_Taken] = []
     notes: list[str] = []
     for record in records:
         files = {file.name: file.sha256 for file in record.files}
         if index.inputs(store, input_digest(files)):
             continue
-        place = user_index.location(files)
-        try:
-            if place is None:
-                raise BadInput("Nobody knows where it lies.")
-            found.append(describe_adapter(place, record))
-        except BadInput:
-            notes.append(
-                f"The adapter {record.name} is not in the store, and it is not known where it "
-                "lies: the merge cannot be made again from here. Keep it: remerge store add "
-                "ADAPTER."
-            )
-    return found, tuple(notes)
+        lies = user_index.location(files)
+        if lies is None:
+            lost = "it is not known where it lies"
+        else:
+            try:
+                taken.append(_take(store, place, describe_adapter(lies, record), "copy", told))
+                continue
+            except (BadInput, IntegrityError):
+                lost = "where it lay it is gone or another one now"
+        notes.append(
+            f"The adapter {record.name} is not in the store, and {lost}: the merge cannot be made "
+            "again from here. Keep it: remerge store add ADAPTER."
+        )
+    return taken, notes
+
+
+def _left(store: Store, found: Described) -> list[str]:
+    """A sentence on files that are not kept, the store's own apart."""
+    root = store.root.resolve()
+    names = [n for n in found.left if not (found.folder / n).resolve().is_relative_to(root)]
+    return [f"Not kept, as no manifest names them: {_some(names)}."] if names else []
 
 
 def _take(store: Store, place: Path, found: Described, link: blobs.Link, told: Told) -> _Taken:

@@ -21,7 +21,7 @@ from typing import Literal
 from remerge.artefacts.store.layout import Store
 from remerge.artefacts.store.transactions import changing
 from remerge.errors import IntegrityError
-from remerge.sources.storage import cannot_write, sync_directory
+from remerge.sources.storage import cannot_write, file_digest, sync_directory
 
 Link = Literal["copy", "hard"]
 _FICLONE = 0x40049409
@@ -46,16 +46,10 @@ def find(store: Store, sha256: str) -> Path | None:
     return None
 
 
-def digest_of_file(path: Path) -> str:
-    """SHA-256 of a file's content."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def is_whole(store: Store, sha256: str) -> bool:
     """Whether the bytes are there, and are those of the digest."""
     path = find(store, sha256)
-    return path is not None and digest_of_file(path) == sha256
+    return path is not None and file_digest(path) == sha256
 
 
 @contextmanager
@@ -99,7 +93,7 @@ def stage(place: Path, source: Path, expected: str | None, link: Link = "copy") 
 def check(source: Path, expected: str) -> Staged:
     """Hold a file to its digest where its bytes are in the store already; it stays where it is."""
     try:
-        if digest_of_file(source) != expected:
+        if file_digest(source) != expected:
             raise _other(source)
     except FileNotFoundError as error:
         raise _missing(source) from error
@@ -170,7 +164,7 @@ def _other(source: Path) -> IntegrityError:
     return IntegrityError(
         f"{source} is not the file that its manifest names.",
         why="It was changed or damaged after it was made.",
-        hint="Make it again with --overwrite.",
+        hint="Derive it again: remerge reproduce OUT -o OUT --overwrite.",
     )
 
 
@@ -182,11 +176,11 @@ def _take(source: Path, target: Path, link: Link) -> str:
         except OSError:
             return _take(source, target, "copy")
         target.chmod(0o444)
-        return digest_of_file(target)
+        return file_digest(target)
     digest = hashlib.sha256()
     with source.open("rb") as reader, target.open("xb") as writer:
         if _reflink(reader.fileno(), writer.fileno()):
-            return _finished(writer.fileno(), digest_of_file(target))
+            return _finished(writer.fileno(), file_digest(target))
         while block := reader.read(_BLOCK):
             digest.update(block)
             writer.write(block)

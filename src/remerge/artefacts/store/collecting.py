@@ -22,6 +22,7 @@ from remerge.artefacts.store.records import (
     DERIVED,
     Collected,
     Record,
+    State,
     all_records,
     read_record,
     read_state,
@@ -76,7 +77,7 @@ def collect(
     """
     with changing(store):
         rows = index.rows(store)
-        if {row.id for row in rows} != _known(store):
+        if {row.id for row in rows} != set(_known(store)):
             index.rebuild(store)
             rows = index.rows(store)
     rows = [row for row in rows if row.kind in DERIVED and not row.collected]
@@ -90,10 +91,9 @@ def collect(
         else _decide(store, row, means, dry_run=dry_run, force=force)
         for row in rows
     ]
-    if dry_run:
-        return _measured(store, decided, dry_run=True)
     with changing(store):
-        _known(store)
+        if dry_run:
+            return _measured(store, decided, dry_run=True)
         decided = [one if one.action == "keep" else _again(store, one) for one in decided]
         measured = _measured(store, decided, dry_run=False)
         _commit(store, [one for one in measured.decided if one.action == "collect"])
@@ -101,22 +101,19 @@ def collect(
     return measured
 
 
-def _known(store: Store) -> set[str]:
-    """The ids of all artefacts; raises `IntegrityError` for one that cannot be read: its bytes
+def _known(store: Store) -> dict[str, tuple[Record, State]]:
+    """All artefacts by their ids; raises `IntegrityError` for one that cannot be read: its bytes
     would be taken for those that nobody needs."""
     states = {path.stem for path in (store.root / "states").glob("??/*.json")}
     artefacts = states | set(all_records(store))
     try:
-        for artefact in artefacts:
-            read_record(store, artefact)
-            read_state(store, artefact)
+        return {one: (read_record(store, one), read_state(store, one)) for one in artefacts}
     except RemergeError as error:
         raise IntegrityError(
             error.what,
             why="What it needs could be taken for what nobody needs: nothing is collected.",
             hint="Restore the file from a backup; remerge store verify names all that is damaged.",
         ) from error
-    return artefacts
 
 
 def _derived(store: Store, target: str) -> str:
@@ -240,10 +237,18 @@ def _commit(store: Store, collected: Sequence[Decided]) -> None:
 
 
 def _unused(store: Store) -> list[Path]:
-    """Derived blobs that no artefact has whose bytes should be there, or that lie here twice."""
+    """Derived blobs that no artefact has whose bytes should be there, or that lie here twice.
+
+    The records say so themselves: an index that is wrong must not cost a byte.
+    """
     blobs_there = {path.name: path for path in (store.root / "blobs" / "derived").glob("??/*")}
-    used = index.users_of(store, blobs_there)
-    twice = {digest for digest in used if store.canonical(digest).exists()}
+    used = {
+        file.sha256
+        for record, state in _known(store).values()
+        for file in (*record.files, *state.attached)
+        if not (file.derived and state.collected is not None)
+    }
+    twice = {digest for digest in used & set(blobs_there) if store.canonical(digest).exists()}
     used -= {digest for digest in twice if blobs.is_whole(store, digest)}
     return [path for digest, path in sorted(blobs_there.items()) if digest not in used]
 

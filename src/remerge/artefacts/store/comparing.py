@@ -6,11 +6,11 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from remerge.artefacts.differences import Differences, Side, differences
+from remerge.artefacts.differences import SETTINGS, Differences, Side, differences
 from remerge.artefacts.evaluations import Evaluation, evaluation_of, statement_from
 from remerge.artefacts.found_files import Report, manifest_at, manifests_near, weights_below
 from remerge.artefacts.manifest_facts import Told, read_told
-from remerge.artefacts.records import MANIFEST
+from remerge.artefacts.records import CARD, MANIFEST, PROVENANCE
 from remerge.artefacts.store import blobs
 from remerge.artefacts.store.layout import Store
 from remerge.artefacts.store.library import StoreLibrary
@@ -22,8 +22,7 @@ from remerge.artefacts.test_result import tests_of
 from remerge.artefacts.traced import Kept
 from remerge.errors import BadInput
 
-_SETTINGS = ("config.json", "adapter_config.json", "generation_config.json")
-_ABOUT = ("README.md", "provenance.json")
+_ABOUT = (CARD, PROVENANCE)
 
 
 def compare(a: str | Path, b: str | Path, store: Store | None, report: Report) -> Differences:
@@ -87,7 +86,7 @@ def _from_path(path: Path) -> Side:
 def _from_directory(path: Path) -> Side:
     told = manifest_at(path / MANIFEST)
     made = {} if told is None else told.outputs
-    beside = [name for name in _SETTINGS if (path / name).is_file()]
+    beside = [name for name in SETTINGS if (path / name).is_file()]
     names = {*made, *weights_below(path), *beside}
     if not names:
         raise BadInput(f"{path} holds no model and no adapter.")

@@ -47,11 +47,13 @@ class Found:
 
 @dataclass(frozen=True)
 class Described:
-    """What is to be kept. ``name`` and ``version`` are an adapter's or a base's, ``title`` is that
-    of a merge. ``inputs`` are the files by which a manifest knows it that was made from it;
-    ``sources`` are the adapters that it was made of; ``left`` are files that are not taken."""
+    """What is to be kept, in ``folder``. ``name`` and ``version`` are an adapter's or a base's,
+    ``title`` is that of a merge. ``inputs`` are the files by which a manifest knows it that was
+    made from it; ``sources`` are the adapters that it was made of; ``left`` are files that are not
+    taken."""
 
     kind: Kind
+    folder: Path
     files: tuple[Found, ...]
     name: str = ""
     version: str | None = None
@@ -83,11 +85,22 @@ def describe(path: Path) -> Described:
         path = path.parent
     if (path / MANIFEST).is_file():
         return _made(path)
-    if not path.exists():
+    if not path.exists() and ":" not in str(path):
         raise BadInput(f"There is nothing at {path}.")
     if not (path / "adapter_config.json").is_file() and (path / "config.json").is_file():
         return _base(path)
+    if path.is_dir() and not _holds_adapter(path):
+        raise BadInput(
+            f"{path} holds nothing that a store keeps.",
+            why=f"It has no {MANIFEST}, adapter_config.json or config.json.",
+            hint="Give an output of remerge, an adapter or a base.",
+        )
     return _adapter(resolve(path, "adapter"), None)
+
+
+def _holds_adapter(path: Path) -> bool:
+    """Whether there may be an adapter, of whatever trainer, here or below."""
+    return any(path.glob("*.safetensors")) or any(path.rglob("adapter_config.json"))
 
 
 def describe_adapter(path: Path, record: InputRecord) -> Described:
@@ -144,6 +157,7 @@ def _described(
     taken = {file.path for file in (*files, *attached)}
     return Described(
         kind="exported" if isinstance(manifest, EngineManifest) else "merged",
+        folder=folder,
         title=title,
         files=files,
         inputs=() if isinstance(manifest, EngineManifest) else (*loaded, "config.json"),
@@ -172,6 +186,7 @@ def _adapter(reference: Reference, record: InputRecord | None) -> Described:
     has_manifest = (path / MANIFEST).is_file()
     return Described(
         kind="adapter",
+        folder=path,
         name=name,
         version=_commit(reference),
         files=files,
@@ -193,6 +208,7 @@ def _base(path: Path) -> Described:
     name = reference.hub_id or path.resolve().name
     return Described(
         kind="base",
+        folder=path,
         name=name,
         version=_commit(reference),
         files=files,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import TypeVar
@@ -63,8 +63,8 @@ def follow(store: Store) -> None:
 
 
 def rebuild(store: Store) -> None:
-    """Make the index again from records, states and names."""
-    store.index.unlink(missing_ok=True)
+    """Make the index again from records, states and names: in its place, as others may read it."""
+    _asked(store, lambda database: database.execute("pragma user_version = 0"))
     _asked(store, lambda database: None)
 
 
@@ -132,19 +132,6 @@ def names_of(store: Store, artefact: str) -> list[str]:
     return _asked(store, lambda database: _column(database, query, artefact))
 
 
-def users_of(store: Store, digests: Iterable[str]) -> set[str]:
-    """Which of these digests a file of an artefact has whose bytes are there."""
-    query = (
-        "select 1 from files join artefacts using (id) where sha256 = ? and collected = 0 limit 1"
-    )
-    wanted = list(digests)
-
-    def ask(database: sqlite3.Connection) -> set[str]:
-        return {d for d in wanted if database.execute(query, (d,)).fetchone() is not None}
-
-    return _asked(store, ask)
-
-
 def _asked(store: Store, question: Callable[[sqlite3.Connection], T]) -> T:
     """The answer of the index, up to date. A damaged one is made again, wherever that shows; a
     store that cannot be written has one in memory."""
@@ -152,7 +139,10 @@ def _asked(store: Store, question: Callable[[sqlite3.Connection], T]) -> T:
         try:
             with closing(_connected(str(store.index), store)) as connection:
                 return question(connection)
-        except sqlite3.DatabaseError:
+        except sqlite3.DatabaseError as error:
+            # One that others hold is not damaged.
+            if error.sqlite_errorcode == sqlite3.SQLITE_BUSY:
+                break
             with suppress(OSError):
                 store.index.unlink(missing_ok=True)
     with closing(_connected(":memory:", store)) as connection:

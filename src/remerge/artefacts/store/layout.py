@@ -26,7 +26,7 @@ from pathlib import Path
 
 from remerge.artefacts.names import check_name
 from remerge.errors import BadInput, Locked, TryAgain, UsageError
-from remerge.outputs.directory import write_durably
+from remerge.outputs.directory import STORE, write_durably
 from remerge.sources.storage import cannot_write, sync_directory
 from remerge.sources.user_directories import data_directory
 
@@ -98,7 +98,7 @@ def open_store(given: str | Path | None = None, *, create: bool = False) -> Stor
     Raises `UsageError` for a directory that is something else, `BadInput` where there is none.
     """
     root = place_of_store(given)
-    marker = root / "store.json"
+    marker = root / STORE
     if marker.is_file():
         _check_format(marker)
         return Store(root)
@@ -120,7 +120,7 @@ def open_store(given: str | Path | None = None, *, create: bool = False) -> Stor
             if not marker.is_file():
                 _make(root, marker)
     except OSError as error:
-        raise cannot_write(root, error) from error
+        raise cannot_write(root, error, "--store") from error
     _check_format(marker)
     return Store(root)
 
@@ -157,7 +157,7 @@ def _is_name(path: Path) -> bool:
 
 
 def _foreign(root: Path) -> list[str]:
-    ours = {"records", "states", "blobs", "refs", "staging", "store.json~", "lock", "lost+found"}
+    ours = {"records", "states", "blobs", "refs", "staging", f"{STORE}~", "lock", "lost+found"}
     return [path.name for path in root.iterdir() if path.name not in ours]
 
 
@@ -183,7 +183,7 @@ def alone(store: Store) -> Generator[None]:
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
-        raise cannot_write(path, error) from error
+        raise cannot_write(path, error, "--store") from error
     try:
         _wait(descriptor, store)
         yield

@@ -58,10 +58,15 @@ class Store:
         adapters. Raises `IntegrityError` for a file that is another, `UsageError` for a name that
         names another artefact, unless ``move``.
         """
-        from remerge.artefacts.store import adding
+        from remerge.artefacts.names import check_name
+        from remerge.artefacts.store import adding, describing
 
+        # What cannot be added makes no store.
+        if name is not None:
+            check_name(name)
+        found = describing.describe(Path(path))
         opened = layout.open_store(self._place, create=True)
-        return adding.add(opened, Path(path), name=name, move=move, link=link)
+        return adding.add(opened, found, name=name, move=move, link=link)
 
     def ls(self) -> list[index.Row]:
         """All artefacts, oldest first."""

@@ -9,4 +9,9 @@ def status_of(*, collected: bool, rebuildable: bool, seconds: float | None) -> s
         return "here"
     if not rebuildable:
         return "deleted, not rebuildable"
-    return f"collected, rebuildable in about {max(seconds or 0.0, 0.1):.1f} s"
+    return f"collected, {rebuildable_in(seconds or 0.0)}"
+
+
+def rebuildable_in(seconds: float) -> str:
+    """How long making it again takes, going by the last time."""
+    return f"rebuildable in about {max(seconds, 0.1):.1f} s"

@@ -98,9 +98,11 @@ def _verb(one: Decided, *, dry_run: bool) -> str:
 
 
 def _reason(one: Decided) -> str:
+    from remerge.artefacts.store.words import rebuildable_in
+
     if one.action == "keep":
         return one.why
-    again = "" if one.seconds is None else f", rebuildable in about {one.seconds:.1f} s"
+    again = "" if one.seconds is None else f", {rebuildable_in(one.seconds)}"
     return f"{size(one.nbytes)}; {one.why}{again}"
 
 

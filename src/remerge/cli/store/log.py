@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from remerge.cli.options import json_output, store
+from remerge.cli.options import json_output, quiet, store
 from remerge.cli.output import print_json
 
 
@@ -12,13 +12,16 @@ from remerge.cli.output import print_json
 @click.argument("target", metavar="[ARTEFACT]", required=False)
 @store
 @json_output
-def command(target: str | None, place: str | None, as_json: bool) -> None:
+@quiet
+def command(target: str | None, place: str | None, as_json: bool, quiet: bool) -> None:
     """Say what was changed and when, newest first: of one name or artefact, or all."""
     import remerge
 
     entries = remerge.Store(place).log(target)[::-1]
     if as_json:
         print_json({"log": entries})
+        return
+    if quiet:
         return
     for entry in entries:
         was = entry.get("was")

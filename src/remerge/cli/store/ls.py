@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from remerge.cli.options import json_output, store
+from remerge.cli.options import json_output, quiet, store
 from remerge.cli.output import print_json, size
 
 if TYPE_CHECKING:
@@ -22,7 +22,8 @@ _KINDS = ("adapter", "base", "merged", "exported")
 @click.option("--kind", type=click.Choice(_KINDS), help="Of this kind alone.")
 @store
 @json_output
-def command(pattern: str, kind: str | None, place: str | None, as_json: bool) -> None:
+@quiet
+def command(pattern: str, kind: str | None, place: str | None, as_json: bool, quiet: bool) -> None:
     """List artefacts, oldest first; PATTERN chooses names ('prod-*')."""
     import remerge
     from remerge.artefacts.store.words import status_of
@@ -38,6 +39,8 @@ def command(pattern: str, kind: str | None, place: str | None, as_json: bool) ->
     ]
     if as_json:
         print_json({"artefacts": [{**asdict(row), "status": said(row)} for row in found]})
+        return
+    if quiet:
         return
     lines = [
         (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from remerge.cli.options import json_output, store
+from remerge.cli.options import json_output, quiet, store
 from remerge.cli.output import print_json
 
 
@@ -12,7 +12,8 @@ from remerge.cli.output import print_json
 @click.argument("name")
 @store
 @json_output
-def command(name: str, place: str | None, as_json: bool) -> None:
+@quiet
+def command(name: str, place: str | None, as_json: bool, quiet: bool) -> None:
     """Take NAME away from its artefact, which stays.
 
     Its bytes go with remerge store gc. The last name of an adapter or a base cannot be taken away:
@@ -23,5 +24,7 @@ def command(name: str, place: str | None, as_json: bool) -> None:
     artefact = remerge.Store(place).rm(name)
     if as_json:
         print_json({"id": artefact, "name": name})
+        return
+    if quiet:
         return
     click.echo(f"removed: {name} (it was {artefact[:12]})")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from remerge.cli.options import json_output, store, verbose
+from remerge.cli.options import json_output, quiet, store, verbose
 from remerge.cli.output import print_json, print_table, size
 
 
@@ -12,14 +12,17 @@ from remerge.cli.output import print_json, print_table, size
 @click.argument("target", metavar="ARTEFACT")
 @store
 @json_output
+@quiet
 @verbose
-def command(target: str, place: str | None, as_json: bool, verbose: bool) -> None:
+def command(target: str, place: str | None, as_json: bool, quiet: bool, verbose: bool) -> None:
     """Say what an artefact is, what it was made of, where its bytes are and how it was judged."""
     import remerge
 
     shown = remerge.Store(place).show(target)
     if as_json:
         print_json(shown.document())
+        return
+    if quiet:
         return
     record, state = shown.record, shown.state
     click.echo(", ".join(shown.names) or f"({state.title})")

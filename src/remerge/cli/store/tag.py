@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from remerge.cli.options import json_output, store
+from remerge.cli.options import json_output, quiet, store
 from remerge.cli.output import print_json
 
 
@@ -14,7 +14,10 @@ from remerge.cli.output import print_json
 @click.option("--move", is_flag=True, help="Let NAME name this one, if it names another.")
 @store
 @json_output
-def command(target: str, name: str, move: bool, place: str | None, as_json: bool) -> None:
+@quiet
+def command(
+    target: str, name: str, move: bool, place: str | None, as_json: bool, quiet: bool
+) -> None:
     """Give ARTEFACT another name.
 
     A name that names another artefact is only moved with --move; the log keeps what it named.
@@ -27,6 +30,8 @@ def command(target: str, name: str, move: bool, place: str | None, as_json: bool
     artefact, was = remerge.Store(place).tag(target, name, move=move)
     if as_json:
         print_json({"id": artefact, "name": name, "was": was})
+        return
+    if quiet:
         return
     before = f" (was {was[:12]})" if was not in (None, artefact) else ""
     click.echo(f"{name}: {artefact[:12]}{before}")
