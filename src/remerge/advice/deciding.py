@@ -1,7 +1,7 @@
 """The rules asked about facts: a pure function, the same for the same facts.
 
-Both pulls only grow in the direction in which a fact speaks for their side (`rules` sees to it), and
-the decision only moves towards the side whose pull grows; so more variants never turn keep into
+Both pulls only grow in the direction in which a fact speaks for their side (`rules` sees to it),
+and the decision only moves towards the side whose pull grows; so more variants never turn keep into
 merge, and so on for every fact (tests/advice/test_monotone.py).
 """
 
@@ -35,14 +35,19 @@ class Reason:
 
 @dataclass(frozen=True)
 class Decided:
-    """``reasons`` by weight; ``possible`` is false where every answer is ruled out, and ``decision``
-    then the one that can be undone."""
+    """``reasons`` by weight; ``ruled_out`` are answers that cannot be, whatever the weights say.
+    Where all are, ``decision`` is the one that can be undone."""
 
     decision: Decision
     reasons: tuple[Reason, ...]
     to_merge: float
     to_keep: float
-    possible: bool = True
+    ruled_out: frozenset[Decision]
+
+    @property
+    def possible(self) -> bool:
+        """Whether any answer can be."""
+        return self.ruled_out != ALL
 
 
 def decide(facts: Facts) -> Decided:
@@ -63,7 +68,7 @@ def decide(facts: Facts) -> Decided:
     reasons.sort(key=lambda reason: -reason.weight)
     wanted = _weighed(to_merge, to_keep)
     decision = _allowed(wanted, to_keep, ALL - out)
-    return Decided(decision, tuple(reasons), to_merge, to_keep, possible=bool(ALL - out))
+    return Decided(decision, tuple(reasons), to_merge, to_keep, out)
 
 
 def _weighed(to_merge: float, to_keep: float) -> Decision:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from remerge.errors import UsageError
-from remerge.merging.recipe import parse_size
-from remerge.sources.ggml_types import FILE_TYPES
 
 Stage = Literal["iterating", "ab-testing", "stable"]
 STAGES: tuple[Stage, ...] = ("iterating", "ab-testing", "stable")
@@ -69,16 +67,18 @@ class Facts:
         return self.served_base_bytes + self.adapter_bytes
 
 
-def read_facts(given: Mapping[str, Any], where: str = "") -> Facts:
+def read_facts(given: Mapping[str, Any], where: str = "", beside: Sequence[str] = ()) -> Facts:
     """Check what was stated, by the keys of `STATED`; None is unknown.
 
-    ``where`` begins a message about a key (``facts.yaml: ``). Raises `UsageError` for an unknown
+    ``where`` begins a message about a key (``facts.yaml: ``); ``beside`` are other keys that may be
+    meant. Raises `UsageError` for an unknown
     key, naming the nearest, and for values that make no sense.
     """
     for key in given:
         if key not in STATED:
-            near = difflib.get_close_matches(str(key), STATED, n=1)
-            hint = f"Did you mean {near[0]}?" if near else f"Known are {', '.join(STATED)}."
+            known = (*STATED, *beside)
+            near = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"Did you mean {near[0]}?" if near else f"Known are {', '.join(known)}."
             raise UsageError(f"{where}{str(key)[:80]!r} is no fact that is asked for.", hint=hint)
     stated = {key: value for key, value in given.items() if value is not None}
     found: dict[str, Any] = {}
@@ -140,6 +140,9 @@ def _truth(value: Any, name: str) -> bool:
 def _size(value: Any, name: str) -> int:
     if isinstance(value, bool):
         raise UsageError(f"{name} is {value}, which is no size.", hint="Write it like 500GB.")
+    # It brings torch, which most questions do not need.
+    from remerge.merging.recipe import parse_size
+
     return parse_size(value, name)
 
 
@@ -153,25 +156,26 @@ def _form(value: Any, name: str) -> str:
     text = value.strip()
     if text.lower() in ("none", "no"):
         return "none"
-    if text.upper() in FILE_TYPES:
-        text = f"gguf:{text.upper()}"
-    return quantised_form(text, name)
+    return _known_form(text, name)
 
 
-def quantised_form(text: str, name: str) -> str:
-    """The form as ``--to`` takes it; raises `UsageError` for one that quantises nothing."""
-    # They know every engine's form, which most questions do not need.
+def _known_form(text: str, name: str) -> str:
+    # As above.
     from remerge.artefacts.digests import file_digest
     from remerge.engines.forms import read_form
+    from remerge.sources.ggml_types import FILE_TYPES, TYPES
 
-    if text in ("safetensors", "adapter"):
-        raise UsageError(f"{name} is {text}, which quantises nothing.", hint="Leave it out.")
+    text = f"gguf:{text.upper()}" if text.upper() in FILE_TYPES else text
     try:
-        read_form(text, {}, file_digest)
+        asked = read_form(text, {}, file_digest)
     except UsageError as error:
         raise UsageError(
             f"{name} is {_shown(text)}, which --to does not know.", why=error.what, hint=error.hint
         ) from None
+    kind = FILE_TYPES.get(text.upper().removeprefix("GGUF:"))
+    plain = kind is not None and TYPES[kind.default].block == 1
+    if plain or (asked is None and text in ("safetensors", "adapter")):
+        raise UsageError(f"{name} is {text}, which quantises nothing.", hint="Leave it out.")
     return text
 
 
