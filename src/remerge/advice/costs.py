@@ -119,7 +119,7 @@ def _measured_here() -> tuple[float, str] | None:
         speeds = [
             2 * row.size / row.seconds
             for row in Store().ls()
-            if row.kind == "merge" and row.seconds and row.size >= _TELLING
+            if row.kind == "merged" and row.seconds and row.size >= _TELLING
         ]
     if not speeds:
         return None

@@ -66,6 +66,11 @@ def _planned(looked: Looked, base: Named, adapters: Sequence[Named], *, progress
             copies.append(_copy(plan, facts.quantize))
             notes += plan.notes
     except Unsupported as error:
+        if facts.quantize not in (None, "none"):
+            # Is it the format alone that cannot be? Then that is to be said, and no advice.
+            plain = replace(looked, facts=replace(looked.facts, quantize=None))
+            if _planned(plain, base, adapters, progress=progress).facts.unmergeable is None:
+                raise
         copies = []
         facts = replace(facts, unmergeable=f"{error.what} {error.why or ''}".strip())
     if copies:
