@@ -65,6 +65,9 @@ def decide(facts: Facts) -> Decided:
     for constraint, text in binding:
         pulls: Side = "merge" if "keep" in constraint.rules_out else "keep"
         reasons.append(Reason(constraint.id, pulls, HARD, text, _source(constraint, facts)))
+    if not reasons:
+        last = rules().otherwise
+        reasons.append(Reason(last.id, last.pulls, 0.0, last.says, last.source))
     reasons.sort(key=lambda reason: -reason.weight)
     wanted = _weighed(to_merge, to_keep)
     decision = _allowed(wanted, to_keep, ALL - out)

@@ -102,6 +102,15 @@ class Obstacle(_Read):
     source: str
 
 
+class Otherwise(_Read):
+    """The reason where there is no other."""
+
+    id: str
+    pulls: Side
+    says: str
+    source: str
+
+
 class Thresholds(_Read):
     merge_leads_by: float
     keep_leads_by: float
@@ -121,6 +130,7 @@ class Forecast(_Read):
 class Rules(_Read):
     decision: Thresholds
     rules: tuple[Rule, ...]
+    otherwise: Otherwise
     constraints: tuple[Constraint, ...]
     obstacles: dict[str, Obstacle]
     forecast: dict[str, Forecast]

@@ -182,8 +182,6 @@ def _print(told: Advice, *, verbose: bool) -> None:
         weight = "decides" if reason.hard else f"{reason.weight:g}"
         click.echo(f"  to {reason.pulls} ({weight}): {reason.text}")
         click.echo(f"    source: {reason.source}")
-    if not told.decided.reasons:
-        click.echo("  Nothing speaks for a merge, and an adapter can be merged at any time.")
     click.echo("costs")
     print_table(_costs(told.costs))
     if told.changes:
