@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from remerge.cli.options import json_output, quiet, verbose
+from remerge.cli.options import json_output, quiet
 from remerge.cli.output import print_json, print_notes, print_table, size
 from remerge.errors import UsageError
 from remerge.sources.documents import as_list
@@ -59,7 +59,7 @@ _QUESTIONS = {
 )
 @json_output
 @quiet
-@verbose
+@click.option("-v", "--verbose", is_flag=True, help="Print all that was taken for granted.")
 def command(
     file: str | None,
     adapters: tuple[str, ...],
