@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from safetensors.torch import load_file, save_file
 
 import remerge
 from remerge.advice.advising import Advice
+from remerge.advice.deciding import decide
+from remerge.advice.facts import Facts
 from remerge.errors import BadInput, Unsupported
 from tests import tiny
 from tests.hub_server import HubServer
@@ -148,6 +151,21 @@ def test_too_little_room(place: Path) -> None:
     assert asked(place, **facts, gpu_memory=2 * copy - 1).decision == "both"
     # The base alone fits, and no adapter beside it.
     assert asked(place, variants=20, gpu_memory=copy + 1).decision == "both"
+    # Nothing fits.
+    small = asked(place, **facts, gpu_memory=copy // 2)
+    assert not small.possible
+    assert {reason.rule for reason in small.decided.reasons if reason.hard} == {
+        "adapter-not-beside-base",
+        "copy-not-on-gpu",
+    }
+
+
+def test_a_merge_larger_than_its_quantised_base() -> None:
+    """Merged it would have 16 bits again; on its base the adapter fits."""
+    facts = Facts(variants=1, stage="stable", gpu_memory=8)
+    sizes = replace(facts, served_base_bytes=5, adapter_bytes=1, copy_bytes=16)
+    assert decide(facts).decision == "merge"
+    assert decide(sizes).decision == "keep"
 
 
 def test_too_large_for_either_way(place: Path) -> None:
