@@ -27,6 +27,7 @@ from remerge.errors import (
 from remerge.version import __version__
 
 if TYPE_CHECKING:
+    from remerge.advice.advising import advise
     from remerge.api import (
         card,
         check,
@@ -58,6 +59,7 @@ __all__ = [
     "Unsupported",
     "UsageError",
     "__version__",
+    "advise",
     "card",
     "check",
     "combine",
@@ -84,6 +86,11 @@ def __getattr__(name: str) -> Any:
         from remerge.artefacts.store.store import Store
 
         return Store
+    if name == "advise":
+        # Nor does advice on facts alone.
+        from remerge.advice.advising import advise
+
+        return advise
     if name in __all__:
         from remerge import api
 

@@ -33,6 +33,7 @@ _COMMANDS = (
     "compare",
     "formats",
     "report",
+    "advise",
     "store",
     "card",
     "engines",

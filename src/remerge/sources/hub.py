@@ -67,6 +67,24 @@ def download(files: Listing, wanted: Sequence[str], *, progress: bool) -> None:
     _snapshot(files.repo_id, files.commit, [glob.escape(name) for name in wanted], progress)
 
 
+def weights_announced(files: Listing) -> tuple[int, bool]:
+    """How many bytes of weights the base has, by the Hub's list, and whether the cache has all of
+    its files."""
+    from huggingface_hub import get_cached_repo_tree
+    from huggingface_hub.errors import CachedRepoTreeNotFoundError
+
+    wanted = base_files(files, copy_code=False)
+    try:
+        tree = get_cached_repo_tree(files.repo_id, revision=files.commit)
+    except CachedRepoTreeNotFoundError:
+        tree = []
+    sizes = {file.path: file.size for file in tree}
+    here = [name for name in wanted if (files.folder / name).is_file()]
+    sizes |= {name: (files.folder / name).stat().st_size for name in here}
+    weights = [name for name in wanted if name.endswith((".safetensors", ".bin"))]
+    return sum(sizes.get(name, 0) for name in weights), len(here) == len(wanted)
+
+
 def base_files(files: Listing, *, copy_code: bool) -> list[str]:
     """The files of a base: one set of weights, and what lies beside it."""
     names = files.names

@@ -87,6 +87,20 @@ def resolve(
     return Reference(listing.folder / subfolder, spec.repo_id, listing.commit, subfolder or None)
 
 
+def not_fetched(source: str | Path, *, progress: bool = True) -> int | None:
+    """Bytes of a base's weights, as the Hub announces them, where `resolve` would fetch any of it;
+    None where all of it is on this machine. Raises `BadInput`, and `TryAgain` without an answer."""
+    text = str(source)
+    if _local(text, "base") or isinstance(source, Path):
+        return None
+    spec = _parse_hub(text, "base")
+    with hub.explained(spec.repo_id, spec.revision):
+        nbytes, here = hub.weights_announced(
+            hub.listing(spec.repo_id, spec.revision, progress=progress)
+        )
+    return None if here else nbytes
+
+
 def labels_of(sources: Sequence[str | Path]) -> tuple[str, ...]:
     """Short names for adapters in messages and options: the last part of what was written, with a
     number where several have the same."""

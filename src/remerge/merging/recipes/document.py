@@ -40,16 +40,22 @@ class _Strict(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def read_document(path: Path) -> dict[str, Any]:
-    """The mapping that a YAML (or JSON) file holds; raises `UsageError`."""
+_HINT = "Write, e.g., base: ./base and adapters: [./a, ./b]; see docs/several.md."
+
+
+def read_document(path: Path, what: str = "recipe", hint: str = _HINT) -> dict[str, Any]:
+    """The mapping that a YAML (or JSON) file holds; raises `UsageError`.
+
+    ``what`` it should be, and a ``hint`` at how it is written.
+    """
     try:
         with path.open("rb") as stream:
             content = stream.read(_LARGEST + 1)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise UsageError(f"The recipe {path} cannot be read: {reason}.") from None
+        raise UsageError(f"The {what} {path} cannot be read: {reason}.") from None
     if len(content) > _LARGEST:
-        raise UsageError(f"{path} has more than {_LARGEST:,} bytes: it is no recipe.")
+        raise UsageError(f"{path} has more than {_LARGEST:,} bytes: it is no {what}.")
     try:
         found = yaml.load(content, _Strict)
     except yaml.MarkedYAMLError as error:
@@ -60,11 +66,11 @@ def read_document(path: Path) -> dict[str, Any]:
         what = str(error).splitlines()[0]
         raise UsageError(f"{path} cannot be read: {what}.") from None
     except RecursionError:
-        raise UsageError(f"{path} is nested too deeply to be a recipe.") from None
+        raise UsageError(f"{path} is nested too deeply to be a {what}.") from None
     if not isinstance(found, dict):
         raise UsageError(
-            f"{path} is no recipe: it does not hold keys and values.",
-            hint="Write, e.g., base: ./base and adapters: [./a, ./b]; see docs/several.md.",
+            f"{path} is no {what}: it does not hold keys and values.",
+            hint=hint,
         )
     document = {str(key): value for key, value in cast("dict[Any, Any]", found).items()}
     return {key: value for key, value in document.items() if value is not None}

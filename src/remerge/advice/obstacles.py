@@ -1,0 +1,63 @@
+"""What keeps an adapter from being served unmerged: read from its configuration and its names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from remerge.adapters.adapter import Adapter
+from remerge.sources.codecs.stated import quantisation_stated
+from remerge.sources.documents import as_object
+
+# What vLLM's --max-lora-rank ends at.
+_LARGEST_RANK = 512
+_RESIDUAL = ("pissa", "olora")
+
+
+def obstacles_of(adapter: Adapter) -> tuple[str, ...]:
+    """Names of obstacles of rules.yaml that this adapter has."""
+    if adapter.trainer != "PEFT":
+        return ("other-trainer",)
+    if adapter.config.get("peft_type") != "LORA":
+        return ("other-family",)
+    return tuple(_of_lora(adapter))
+
+
+def obstacles_of_base(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The same of a base's configuration."""
+    stated = quantisation_stated(config).get("quant_method")
+    return ("bitsandbytes-base",) if stated == "bitsandbytes" else ()
+
+
+def _of_lora(adapter: Adapter) -> Iterator[str]:
+    config = adapter.config
+    if config.get("use_dora"):
+        yield "dora"
+    saved = config.get("modules_to_save")
+    if saved:
+        yield "modules-to-save"
+    elif any(_is_whole(name) for name in adapter.tensors):
+        yield "whole-tensors"
+    if config.get("trainable_token_indices"):
+        yield "trained-tokens"
+    if config.get("bias", "none") not in (None, "none") or config.get("lora_bias"):
+        yield "biases"
+    if config.get("target_parameters"):
+        yield "stacked-experts"
+    # A conversion to a plain LoRA writes true in its place.
+    if str(config.get("init_lora_weights")).lower() in _RESIDUAL or config.get("kasa_config"):
+        yield "residual-base"
+    if config.get("alpha_pattern"):
+        yield "alpha-by-module"
+    if config.get("rank_pattern"):
+        yield "rank-by-module"
+    ranks = [config.get("r"), *(as_object(config.get("rank_pattern")) or {}).values()]
+    if any(isinstance(rank, int) and rank > _LARGEST_RANK for rank in ranks):
+        yield "large-rank"
+
+
+def _is_whole(name: str) -> bool:
+    """Whether a tensor is no factor, bias or token row but a whole parameter."""
+    parts = name.split(".")
+    other = ("bias", "trainable_tokens_delta", "token_adapter")
+    return not any(part.startswith("lora_") or part in other for part in parts)
