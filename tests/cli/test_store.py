@@ -191,6 +191,27 @@ def test_a_base_of_its_own_in_the_store(tmp_path: Path) -> None:
     assert contents(tmp_path / "again") == before
 
 
+def test_what_is_derived_again_finds_its_inputs_in_the_store(tmp_path: Path) -> None:
+    places = [tmp_path / "base", tmp_path / "adapter"]
+    shutil.copytree(EXAMPLES / "base", places[0])
+    shutil.copytree(EXAMPLES / "adapters/sort", places[1])
+    out = tmp_path / "out"
+    assert run("merge", *places, "-o", out).exit_code == 0
+    store("add", out)
+    shutil.rmtree(places[1])
+    assert run("verify", out).exit_code == 0
+    shutil.rmtree(places[0])
+    assert "base" in str(run("verify", out).exception)
+    store("add", EXAMPLES / "base")
+    assert run("verify", out).exit_code == 0
+    assert run("reproduce", out / "remerge.json", "-o", tmp_path / "again").exit_code == 0
+    assert contents(tmp_path / "again").items() >= {
+        (n, b) for n, b in contents(out).items() if n != "provenance.json"
+    }
+    # Nothing of what was lent stays.
+    assert not list((tmp_path / "store/staging").iterdir())
+
+
 def test_a_merge_on_a_merge(tmp_path: Path) -> None:
     first = merged(tmp_path / "first")
     second = tmp_path / "second"

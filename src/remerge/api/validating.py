@@ -10,6 +10,7 @@ from remerge.api.making import export
 from remerge.api.options import Source, budget_of, device_of, several, silent
 from remerge.artefacts.conflicting import Conflicts, find_conflicts
 from remerge.artefacts.making import MergeResult, Report
+from remerge.artefacts.store.lending import lent_inputs
 from remerge.errors import UsageError
 from remerge.merging.budget import DEFAULT
 from remerge.outputs.planning import open_inputs
@@ -66,16 +67,18 @@ def verify(
     Raises `IntegrityError` when a file differs from its manifest, `NotReproduced` when the
     derivation differs from the file.
     """
-    return verifying.verify(
-        Path(output),
-        base=base,
-        adapters=() if adapter is None else several(adapter),
-        max_memory=budget_of(max_memory),
-        threads=threads,
-        device=device_of(device),
-        pythons=engine_python or {},
-        report=report,
-    )
+    with lent_inputs() as stored:
+        return verifying.verify(
+            Path(output),
+            base=base,
+            adapters=() if adapter is None else several(adapter),
+            max_memory=budget_of(max_memory),
+            threads=threads,
+            device=device_of(device),
+            pythons=engine_python or {},
+            report=report,
+            elsewhere=stored,
+        )
 
 
 def reproduce(
@@ -97,27 +100,29 @@ def reproduce(
     digest (docs/reproduce.md).
 
     ``source`` is an output, or a manifest found anywhere. Inputs are fetched from the Hub at the
-    manifest's commits, else read where they were last seen, or where ``base``, ``adapter`` and
-    ``files`` (by option: ``imatrix``, ``calibration``) say. With ``output`` the artefact is written
-    there whole, or not at all.
+    manifest's commits, else read where they were last seen, else in the user's store, or where
+    ``base``, ``adapter`` and ``files`` (by option: ``imatrix``, ``calibration``) say. With
+    ``output`` the artefact is written there whole, or not at all.
 
     Raises `BadInput` where an input is not known, `IntegrityError` where one is not the manifest's
     or ``source`` itself is damaged, `NotReproduced` where a byte differs.
     """
-    return reproducing.reproduce(
-        Path(source),
-        None if output is None else Path(output),
-        base=base,
-        adapters=() if adapter is None else several(adapter),
-        files={option: Path(path) for option, path in (files or {}).items()},
-        overwrite=overwrite,
-        max_memory=budget_of(max_memory),
-        threads=threads,
-        device=device_of(device),
-        pythons=engine_python or {},
-        report=report,
-        progress=progress,
-    )
+    with lent_inputs() as stored:
+        return reproducing.reproduce(
+            Path(source),
+            None if output is None else Path(output),
+            base=base,
+            adapters=() if adapter is None else several(adapter),
+            files={option: Path(path) for option, path in (files or {}).items()},
+            overwrite=overwrite,
+            max_memory=budget_of(max_memory),
+            threads=threads,
+            device=device_of(device),
+            pythons=engine_python or {},
+            report=report,
+            progress=progress,
+            elsewhere=stored,
+        )
 
 
 def check(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,19 +20,27 @@ from remerge.engines.forms import FORMS, Asked
 from remerge.errors import BadInput, IntegrityError, NotReproduced, Unsupported, UsageError
 from remerge.merging.plan import Plan, merge_key
 from remerge.outputs.planning import Inputs, make_plan, open_references
-from remerge.sources.references import Reference, labels_of, resolve
+from remerge.sources.references import Kind, Reference, labels_of, resolve
 from remerge.version import ALGORITHM, __version__
+
+# Finds an input of a manifest, a store's for one; None where it is not there.
+Elsewhere = Callable[[InputRecord], Reference | None]
+
+
+def nowhere(record: InputRecord) -> None:
+    """Where there is no place but those that the manifest leads to."""
 
 
 @dataclass(frozen=True)
 class Sources:
     """Where the inputs of a manifest lie: any directories, whatever their names. What is None (a
     file: what is not in it) is found by the manifest: by Hub id and commit, else where it was last
-    seen."""
+    seen, else ``elsewhere``."""
 
     base: Reference | None = None
     adapters: Sequence[Reference] | None = None
     files: Mapping[str, Path] = field(default_factory=dict[str, Path])
+    elsewhere: Elsewhere = nowhere
 
 
 def sources_of(
@@ -172,13 +180,21 @@ def _references(
 ) -> tuple[Reference, tuple[Reference, ...]]:
     """Base and adapters where they lie now, under the names that the manifest has for them."""
     code = manifest.recipe.copy_code
-    base = sources.base or resolve(
-        place_of(manifest.base, "base"), "base", copy_code=code, progress=progress
-    )
+
+    def found(record: InputRecord, kind: Kind) -> Reference:
+        try:
+            place = place_of(record, kind)
+        except BadInput:
+            there = sources.elsewhere(record)
+            if there is None:
+                raise
+            return there
+        return resolve(place, kind, copy_code=code and kind == "base", progress=progress)
+
+    base = sources.base or found(manifest.base, "base")
     adapters = sources.adapters
     if adapters is None:
-        places = [place_of(record, "adapter") for record in manifest.adapters]
-        adapters = [resolve(place, "adapter", progress=progress) for place in places]
+        adapters = [found(record, "adapter") for record in manifest.adapters]
     if len(adapters) != len(manifest.adapters):
         names = ", ".join(record.name for record in manifest.adapters)
         raise UsageError(

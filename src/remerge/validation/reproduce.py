@@ -29,7 +29,15 @@ from remerge.artefacts.making_again import (
 )
 from remerge.artefacts.manifest import MANIFEST, PREPARATIONS
 from remerge.artefacts.recording import write_provenance
-from remerge.artefacts.rederiving import Derivation, Sources, check_now, open_again, sources_of
+from remerge.artefacts.rederiving import (
+    Derivation,
+    Elsewhere,
+    Sources,
+    check_now,
+    nowhere,
+    open_again,
+    sources_of,
+)
 from remerge.errors import BadInput, IntegrityError, NotReproduced, UsageError
 from remerge.outputs.directory import (
     check_free,
@@ -117,6 +125,7 @@ def reproduce(
     pythons: Mapping[str, str],
     report: Report,
     progress: bool,
+    elsewhere: Elsewhere = nowhere,
 ) -> Reproduced:
     """Derive every output of a manifest again and compare its digest; with ``out`` write the
     artefact there, or leave ``out`` as it was.
@@ -140,7 +149,7 @@ def reproduce(
     known = sources_of(base, adapters, copy_code=code, progress=progress)
     derivation = open_again(
         manifest,
-        Sources(known.base, known.adapters, files),
+        Sources(known.base, known.adapters, files, elsewhere),
         max_memory=max_memory,
         preparations=found.preparations,
         progress=progress,
@@ -175,9 +184,12 @@ def reproduce(
             threads=threads,
             device=device,
             pythons=pythons,
+            elsewhere=elsewhere,
         )
         raise
-    remember(derivation.plan, derivation.manifest.base, derivation.manifest.adapters)
+    if base is not None or adapters:
+        # Where it was told to look, the next command need not be told.
+        remember(derivation.plan, derivation.manifest.base, derivation.manifest.adapters)
     records = derivation.manifest.outputs
     total = sum(record.size for record in records)
     seconds = time.time() - started

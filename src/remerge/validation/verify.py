@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock, local
 from typing import Any
@@ -19,7 +19,7 @@ from remerge.artefacts.extraction_manifest import ExtractionManifest
 from remerge.artefacts.making import Report
 from remerge.artefacts.making_again import derive_weights
 from remerge.artefacts.manifest import PREPARATIONS, Manifest, read_manifest
-from remerge.artefacts.rederiving import open_again, sources_of
+from remerge.artefacts.rederiving import Elsewhere, nowhere, open_again, sources_of
 from remerge.errors import BadInput, IntegrityError
 from remerge.merging.plan import OutputFile, Plan
 from remerge.sources.dtypes import itemsize, torch_dtype
@@ -47,17 +47,19 @@ def verify(
     device: torch.device,
     pythons: Mapping[str, str],
     report: Report = lambda done, total, tensor: None,
+    elsewhere: Elsewhere = nowhere,
 ) -> VerifyReport:
     """Derive every output file from base and adapters and compare it with what lies in ``output``.
 
     Base and adapters are found by the manifest (Hub id and commit, or where they were last seen)
-    unless given. Raises `IntegrityError` (exit 4) when a file differs from its manifest,
-    `NotReproduced` (exit 5) when the derivation does, each naming the first difference.
+    or ``elsewhere``, unless given. Raises `IntegrityError` (exit 4) when a file differs from its
+    manifest, `NotReproduced` (exit 5) when the derivation does, each naming the first difference.
     """
     manifest = _manifest(output)
     folder = output if output.is_dir() else output.parent
     _check_present(folder, manifest)
-    sources = sources_of(base, adapters, copy_code=manifest.recipe.copy_code)
+    known = sources_of(base, adapters, copy_code=manifest.recipe.copy_code)
+    sources = replace(known, elsewhere=elsewhere)
     recorded = folder / PREPARATIONS
     derivation = open_again(
         manifest,

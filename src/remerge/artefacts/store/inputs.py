@@ -104,11 +104,11 @@ def _adapters(store: Store, record: InputRecord) -> list[Place]:
 
 
 def _stored(store: Store, artefact: str) -> Place:
-    def lay_out(place: Path) -> Reference:
-        _lay_out(store, read_record(store, artefact), place)
+    def at(place: Path) -> Reference:
+        lay_out(store, read_record(store, artefact), place)
         return Reference(place)
 
-    return lay_out
+    return at
 
 
 def _remade(artefact: str, remake: Remake) -> Place:
@@ -125,7 +125,7 @@ def _found(reference: Reference | None) -> Reference:
     return reference
 
 
-def _lay_out(store: Store, record: Record, place: Path) -> None:
+def lay_out(store: Store, record: Record, place: Path) -> None:
     """An artefact's files under their names: links to the blobs, which are read-only. A collection
     that runs meanwhile takes them from the store, not from here."""
     for file in record.files:
