@@ -33,14 +33,16 @@ def derive_digests(
     threads: int | None,
     pythons: Mapping[str, str],
     report: Report,
+    work: Path | None = None,
 ) -> dict[str, str]:
     """SHA-256 of every output by name, as it is derived now; nothing stays on disk.
 
-    What is several files from an engine, or an adapter, is written to a temporary directory. Every
+    What is several files from an engine, or an adapter, is written to a temporary directory, in
+    ``work`` where the system's own is not to be used. Every
     byte of the inputs is read and compared with the manifest, as `check_now` does. Raises
     `IntegrityError` where an input differs, `UsageError` where an engine's environment is missing.
     """
-    with tempfile.TemporaryDirectory(prefix="remerge-again-") as folder:
+    with tempfile.TemporaryDirectory(prefix="remerge-again-", dir=work) as folder:
         place = Path(folder)
         if isinstance(derivation.manifest, EngineManifest):
             check_now(derivation)

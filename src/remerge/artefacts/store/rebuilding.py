@@ -78,6 +78,7 @@ def rebuild(store: Store, target: str, means: Means) -> Rebuilt:
                 threads=means.threads,
                 pythons=means.pythons,
                 report=means.report,
+                work=place,
             )
             check_reproduced(derivation, digests)
         seconds = time.monotonic() - started
