@@ -41,7 +41,8 @@ test: $(VENV)/installed
 slow-test: $(VENV)/installed
 	$(BIN)/python -m pytest -q -n 2 -m slow
 
-# Every kind of model and of broken merge through `remerge compare`: a quarter of an hour.
+# Every kind of model and of broken merge through `remerge compare`, the store's state machine at
+# length, kills during its recovery: half an hour.
 proof-test: $(VENV)/installed
 	$(BIN)/python -m pytest -q -n 2 -m proof
 

@@ -165,7 +165,7 @@ def _is_whole(root: Path, case: Case, before: Seen, after: Seen, point: int) -> 
 
 
 @pytest.mark.parametrize("name", ["add a merge and its adapter", "tag --move"])
-@pytest.mark.parametrize("every", [5, pytest.param(1, marks=SLOW)])
+@pytest.mark.parametrize("every", [5, pytest.param(1, marks=pytest.mark.proof)])
 def test_killed_while_recovering(filled: Workshop, name: str, every: int):
     case = CASES[name]
     arguments = case.arguments(filled)

@@ -542,4 +542,4 @@ def _machine(examples: int, steps: int, name: str) -> Any:
 
 
 TestStore = _machine(15, 25, "StoreMachine")
-TestStoreLong = pytest.mark.slow(pytest.mark.timeout(3000)(_machine(300, 50, "StoreMachineLong")))
+TestStoreLong = pytest.mark.proof(pytest.mark.timeout(3000)(_machine(300, 50, "StoreMachineLong")))
