@@ -34,6 +34,7 @@ def test_one_file_is_published_only_if_it_passes(tmp_path: Path):
     remerge.export(BASE, out, gate=GATE, **form)
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "model.gguf",
+        "model.gguf.provenance.json",
         "model.gguf.remerge.json",
         "model.gguf.remerge.tests",
     ]

@@ -283,12 +283,19 @@ def test_a_directory_has_a_modelfile_and_a_file_has_none(
     make(base, adapter, tmp_path / "d", "gguf:Q8_0")
     assert sorted(p.name for p in (tmp_path / "d").iterdir()) == [
         "Modelfile",
+        "README.md",
         "d-Q8_0.gguf",
+        "provenance.json",
         "remerge.json",
     ]
     assert (tmp_path / "d" / "Modelfile").read_text().startswith("FROM ./d-Q8_0.gguf\n")
     make(base, adapter, tmp_path / "f.gguf", "gguf:Q8_0")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["d", "f.gguf", "f.gguf.remerge.json"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "d",
+        "f.gguf",
+        "f.gguf.provenance.json",
+        "f.gguf.remerge.json",
+    ]
     assert (tmp_path / "f.gguf").read_bytes() == (tmp_path / "d" / "d-Q8_0.gguf").read_bytes()
     (tmp_path / "d" / "Modelfile").write_text("FROM elsewhere")
     with pytest.raises(IntegrityError, match="Modelfile"):
