@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import torch
@@ -27,6 +26,7 @@ from remerge.artefacts.manifest import (
     to_bytes,
 )
 from remerge.artefacts.recording import file_record, manifest_of, tells_runs, write_provenance
+from remerge.artefacts.writing import Files, Report, counted
 from remerge.errors import BadInput
 from remerge.merging import preparations
 from remerge.merging.budget import Resources, peak_memory
@@ -47,15 +47,12 @@ from remerge.outputs.directory import (
 )
 from remerge.outputs.planning import Inputs
 from remerge.sources.one_thread import one_thread
-from remerge.sources.storage import OutputFile as File
 from remerge.version import __version__
 
 _BLOCK = 2**24
 
 # Looks at an output that is complete and not yet to be seen; what it raises, nothing is published.
 Judge = Callable[[Path], None]
-# Told, from any thread: bytes done, bytes in all, the tensor at hand.
-Report = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
@@ -119,8 +116,8 @@ def make(
         prepare_into(place.work, merged, plan, resources.threads)
         twins = {file.twin.name for file in plan.files if file.twin is not None}
         unread = [shard for shard in plan.base.shards if shard.name not in twins]
-        counter = _Counter(sum(part.size for part in (*left, *unread)), report)
-        base_digests = derive(merged, left, unread, sink, resources, counter.add, meter)
+        counter = counted(sum(part.size for part in (*left, *unread)), report)
+        base_digests = derive(merged, left, unread, sink, resources, counter, meter)
         base_digests |= {name: record["base"] for name, record in finished.items()}
         if any(adapter.changed() for adapter in plan.adapters) or adapter_digests(plan) != read:
             raise BadInput("An adapter changed while it was merged.")
@@ -160,47 +157,22 @@ def make(
 
 
 class _Writer:
-    """A sink that writes the output's files into the workplace."""
+    """A sink that writes the output's files into the workplace, with a receipt for each."""
 
     def __init__(self, place: Workplace, meter: Meter) -> None:
         self._place = place
         self._meter = meter
-        self._files: dict[str, File] = {}
-        self._lock = Lock()
+        self._files = Files(place.work)
+        self.put = self._files.put
         self.digests: dict[str, str] = {}
 
-    def put(self, file: OutputFile, offset: int, chunk: memoryview, length: int) -> None:
-        with self._lock:
-            if file.name not in self._files:
-                self._files[file.name] = File(self._place.work / file.name, file.size)
-            target = self._files[file.name]
-        target.write(chunk, offset, length)
-
     def finish(self, file: OutputFile, digest: str, twin_digest: str | None) -> None:
-        with self._lock:
-            target = self._files.pop(file.name)
-        target.finish()
-        target.close()
+        self._files.finish(file)
         self.digests[file.name] = digest
         changes = (piece.plan.touched_by for piece in file.pieces)
         measured = self._meter.document({c.tensor for c in changes if c is not None})
         receipt = {"sha256": digest, "base": twin_digest, "retention": measured}
         self._place.write_receipt(file.name, receipt)
-
-
-class _Counter:
-    """Bytes done so far, reported with the total."""
-
-    def __init__(self, total: int, report: Report) -> None:
-        self._total = total
-        self._report = report
-        self._done = 0
-        self._lock = Lock()
-
-    def add(self, nbytes: int, tensor: str) -> None:
-        with self._lock:
-            self._done += nbytes
-            self._report(self._done, self._total, tensor)
 
 
 def _state(plan: Plan, digests: Mapping[str, str]) -> dict[str, object]:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from threading import Lock
 
 import torch
 
@@ -17,12 +16,12 @@ from remerge.artefacts.engine_work import Work
 from remerge.artefacts.making import Report
 from remerge.artefacts.preparing_again import prepare_again, write_sides
 from remerge.artefacts.rederiving import Derivation, check_inputs, check_now
+from remerge.artefacts.writing import Files, counted
 from remerge.engines.forms import FORMS
 from remerge.errors import BadInput, NotReproduced
 from remerge.merging.budget import Resources
 from remerge.merging.local import Sink, derive
 from remerge.merging.plan import OutputFile
-from remerge.sources.storage import OutputFile as File
 from remerge.sources.storage import sync_directory
 
 
@@ -153,7 +152,7 @@ def derive_weights(
     unread = [shard for shard in plan.base.shards if shard.name not in twins]
     with plan.open(device) as merged:
         prepared = prepare_again(derivation, plan, merged, work, resources.threads)
-        counter = _counter(sum(part.size for part in (*plan.files, *unread)), report)
+        counter = counted(sum(part.size for part in (*plan.files, *unread)), report)
         read = derive(merged, plan.files, unread, sink, resources, counter)
     check_inputs(derivation, read)
     return prepared
@@ -209,19 +208,6 @@ def _why(derivation: Derivation) -> str:
     return f"It was not made from these inputs, or its manifest was edited. It says: {made}."
 
 
-def _counter(total: int, report: Report) -> Callable[[int, str], None]:
-    done = 0
-    lock = Lock()
-
-    def add(nbytes: int, tensor: str) -> None:
-        nonlocal done
-        with lock:
-            done += nbytes
-            report(done, total, tensor)
-
-    return add
-
-
 class _Digests:
     """A sink that keeps the digests alone."""
 
@@ -240,25 +226,12 @@ class _Writer(_Digests):
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
-        self._folder = folder
-        self._files: dict[str, File] = {}
-        self._lock = Lock()
+        self._files = Files(folder)
+        self.close = self._files.close
 
     def put(self, file: OutputFile, offset: int, chunk: memoryview, length: int) -> None:
-        with self._lock:
-            if file.name not in self._files:
-                self._files[file.name] = File(self._folder / file.name, file.size)
-            target = self._files[file.name]
-        target.write(chunk, offset, length)
+        self._files.put(file, offset, chunk, length)
 
     def finish(self, file: OutputFile, digest: str, twin_digest: str | None) -> None:
-        with self._lock:
-            target = self._files.pop(file.name)
-        target.finish()
-        target.close()
+        self._files.finish(file)
         super().finish(file, digest, twin_digest)
-
-    def close(self) -> None:
-        """Close what a failure left open."""
-        for target in self._files.values():
-            target.close()

@@ -30,6 +30,7 @@ from remerge.artefacts.store.records import (
 from remerge.artefacts.store.refs import resolve
 from remerge.artefacts.store.retention import Retention, reasons
 from remerge.artefacts.store.transactions import Change, changing, commit
+from remerge.artefacts.store.words import a
 from remerge.errors import IntegrityError, RemergeError, UsageError
 from remerge.sources.storage import sync_directory
 
@@ -121,9 +122,7 @@ def _derived(store: Store, target: str) -> str:
     record = read_record(store, artefact)
     if not record.derived:
         raise UsageError(
-            f"{target} is an adapter: no command deletes one."
-            if record.kind == "adapter"
-            else f"{target} is a {record.kind}: no command deletes one.",
+            f"{target} is {a(record.kind)}: no command deletes one.",
             why="What was made from it could not be made again.",
         )
     return artefact

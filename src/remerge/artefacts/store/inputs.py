@@ -16,6 +16,7 @@ from remerge.artefacts.store import blobs, index
 from remerge.artefacts.store.describing import input_digest
 from remerge.artefacts.store.layout import Store
 from remerge.artefacts.store.records import Record, read_record, read_state
+from remerge.artefacts.store.words import a
 from remerge.errors import BadInput, RemergeError, UsageError
 from remerge.merging.budget import DEFAULT
 from remerge.sources.references import Reference, resolve
@@ -32,9 +33,7 @@ def manifest_of(store: Store, record: Record) -> Manifest | EngineManifest:
     """The manifest of a derived artefact; raises `UsageError` for what was not derived."""
     if not record.derived or record.manifest is None:
         raise UsageError(
-            f"This is an {record.kind}, which is kept and not made again."
-            if record.kind == "adapter"
-            else f"This is a {record.kind}, which is kept and not made again.",
+            f"This is {a(record.kind)}, which is kept and not made again.",
         )
     file = next(file for file in record.files if file.name == record.manifest)
     path = blobs.find(store, file.sha256)

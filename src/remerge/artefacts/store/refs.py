@@ -9,6 +9,7 @@ from remerge.artefacts.names import check_name
 from remerge.artefacts.store import index
 from remerge.artefacts.store.layout import Store, names, target_of
 from remerge.artefacts.store.records import DERIVED, read_record
+from remerge.artefacts.store.words import a
 from remerge.errors import BadInput, UsageError
 
 _PREFIX = re.compile(r"(?:sha256:)?([0-9a-f]{6,64})")
@@ -79,8 +80,7 @@ def check_not_last(store: Store, name: str, artefact: str) -> None:
     kind = read_record(store, artefact).kind
     if kind not in DERIVED and index.names_of(store, artefact) == [name]:
         raise UsageError(
-            f"{name} is the last name of {'an' if kind == 'adapter' else 'a'} {kind}, which no "
-            "command deletes.",
+            f"{name} is the last name of {a(kind)}, which no command deletes.",
             why="What was made from it could not be made again.",
             hint=f"Give it another one first: remerge store tag {name} OTHER.",
         )

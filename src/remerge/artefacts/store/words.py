@@ -15,3 +15,8 @@ def status_of(*, collected: bool, rebuildable: bool, seconds: float | None) -> s
 def rebuildable_in(seconds: float) -> str:
     """How long making it again takes, going by the last time."""
     return f"rebuildable in about {max(seconds, 0.1):.1f} s"
+
+
+def a(kind: str) -> str:
+    """A kind of artefact with its article."""
+    return f"an {kind}" if kind == "adapter" else f"a {kind}"
