@@ -1,0 +1,1 @@
+"""To production: sizes from memory, engines started, measured under load, names promoted."""
