@@ -17,10 +17,10 @@ from remerge.artefacts.store.refs import check_free, read_ref, resolve
 from remerge.artefacts.store.transactions import settle
 from remerge.errors import BadInput, RemergeError, UsageError
 from remerge.serving import promotion_steps
-from remerge.serving.promotion_steps import Asking, Do, Found, Plan, Report, Work
+from remerge.serving.promotion import Asking, Do, Found, Plan, Report, Work
 
 if TYPE_CHECKING:
-    from remerge.serving.promotion_steps import Findings
+    from remerge.serving.promotion import Findings
 
 State = Literal["passed", "failed", "skipped", "reused", "not run"]
 
