@@ -42,7 +42,7 @@ def test_from_the_first_promotion_to_the_rollback() -> None:
     assert [line.split("  ")[0] for line in lines[:4]] == [f"{n} of 4" for n in (1, 2, 3, 4)]
     assert all(" passed: " in line for line in lines[:4])
     assert lines[4].startswith("promoted: production is v1")
-    found = document("promote", "v1", "--to", "staging", "--limit", "10")
+    found = document("promote", "v1", "--to", "staging", "--limit", "10", "--again")
     assert [step["state"] for step in found["steps"]] == ["passed", "passed", "passed", "passed"]
     assert found["promoted"] and found["error"] is None and found["was"] is None
     # The findings are those of the commands.
@@ -56,6 +56,7 @@ def test_from_the_first_promotion_to_the_rollback() -> None:
     back = run("rollback")
     assert back.stdout.startswith("rolled back: production is ")
     assert remerge.Store().show("production").names == ("production", "staging", "v1")
+    assert "WITHOUT compare: tried by hand" in run("store", "log", "production").stdout
     actions = [line.split()[1] for line in run("store", "log", "production").stdout.splitlines()]
     assert actions == ["rollback", "promote", "promote"]
     assert "--to" not in run("rollback", "--list").stdout
