@@ -72,9 +72,11 @@ class Server:
     """An engine as a server of OpenAI's API.
 
     ``command`` gives what starts it, from its interpreter; ``health`` is the path that answers 200
-    once it can be asked.
+    once it can be asked; in ``key_variable`` it finds the key that clients must send, None where it
+    knows none.
     """
 
     engine: str
     command: Callable[[Path, Served, Settings, Address], Command]
     health: str = "/health"
+    key_variable: str | None = None
