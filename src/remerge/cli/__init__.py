@@ -34,6 +34,7 @@ _COMMANDS = (
     "formats",
     "report",
     "advise",
+    "serve",
     "store",
     "card",
     "engines",
