@@ -40,10 +40,13 @@ if TYPE_CHECKING:
         inspect,
         merge,
         open_merged,
+        past,
         plan,
+        promote,
         read_recipe,
         report,
         reproduce,
+        rollback,
         verify,
     )
     from remerge.artefacts.store.store import Store
@@ -71,10 +74,13 @@ __all__ = [
     "inspect",
     "merge",
     "open_merged",
+    "past",
     "plan",
+    "promote",
     "read_recipe",
     "report",
     "reproduce",
+    "rollback",
     "verify",
 ]
 

@@ -1,6 +1,7 @@
 """The public functions: what the command line calls, and nothing it does not."""
 
 from remerge.api.making import combine, export, extract, merge, open_merged, plan
+from remerge.api.promoting import past, promote, rollback
 from remerge.api.recording import card
 from remerge.api.validating import (
     check,
@@ -26,9 +27,12 @@ __all__ = [
     "inspect",
     "merge",
     "open_merged",
+    "past",
     "plan",
+    "promote",
     "read_recipe",
     "report",
     "reproduce",
+    "rollback",
     "verify",
 ]

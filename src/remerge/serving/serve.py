@@ -23,7 +23,8 @@ from remerge.engines.servers.running import Running, ended, start, wait_healthy
 from remerge.engines.servers.server import Address, Command, Served, Server
 from remerge.errors import RemergeError, UsageError
 from remerge.serving.named import place_for
-from remerge.serving.sizes import Sizes, Wanted, sizes_of
+from remerge.serving.sizes import Wanted, sizes_of
+from remerge.serving.sizing.asked import Sized
 from remerge.serving.smoke import Smoke, has_chat_template, smoke
 from remerge.serving.targets import choose_engine, find_target, served_of
 
@@ -40,7 +41,7 @@ class Prepared:
 
     server: Server
     served: Served
-    sizes: Sizes
+    sizes: Sized
     address: Address
     command: Command
     chat: bool
@@ -118,7 +119,7 @@ def prepare(
         threads=wanted.threads,
         report=report,
     )
-    sizes = sizes_of(served, server.engine, wanted)
+    sizes = sizes_of(served, server.engine, program, wanted)
     where = address or Address()
     command = server.command(program, served, sizes.settings, where)
     command = replace(command, words=(*command.words, *extra))
@@ -167,7 +168,7 @@ def shown(command: Command) -> str:
 
 def document(prepared: Prepared, up: Up | None = None) -> dict[str, Any]:
     """What is served and how, as JSON has it."""
-    settings = prepared.sizes.settings
+    settings, parts = prepared.sizes.settings, prepared.sizes.parts
     found: dict[str, Any] = {
         "engine": prepared.server.engine,
         "url": prepared.address.url,
@@ -180,6 +181,10 @@ def document(prepared: Prepared, up: Up | None = None) -> dict[str, Any]:
         ],
         "settings": {name: getattr(settings, name) for name in settings.__dataclass_fields__},
         "reasons": list(prepared.sizes.reasons),
+        "memory": {
+            **{name: getattr(parts, name) for name in parts.__dataclass_fields__},
+            "total": parts.total,
+        },
         "command": list(prepared.command.words),
         "variables": dict(prepared.command.variables),
     }

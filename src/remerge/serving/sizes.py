@@ -1,10 +1,15 @@
-"""The sizes of a server for what is served, from what was asked for."""
+"""The sizes of a server: what the command line said, in the words of sizing."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
-from remerge.engines.servers.server import Served, Settings
+from remerge.engines.machine import has_nvidia
+from remerge.engines.servers.server import Served
+from remerge.errors import UsageError
+from remerge.serving.sizing.asked import Asked, Memory, Sized
+from remerge.serving.sizing.reading import read_memory, size_of
 
 
 @dataclass(frozen=True)
@@ -22,20 +27,32 @@ class Wanted:
     threads: int | None = None
 
 
-@dataclass(frozen=True)
-class Sizes:
-    settings: Settings
-    reasons: tuple[str, ...]
+def sizes_of(served: Served, engine: str, program: Path, wanted: Wanted) -> Sized:
+    """Settings, why they are what they are, and the memory that they come to.
 
-
-def sizes_of(served: Served, engine: str, wanted: Wanted) -> Sizes:
-    """Settings, and why they are what they are."""
-    settings = Settings(
-        context=wanted.context or 512,
-        sequences=wanted.sequences or 4,
-        cache_bytes=2**28,
+    Raises `UsageError` and `BadInput` for what does not fit.
+    """
+    asked = Asked(
+        context=wanted.context,
+        latency_budget=wanted.latency_budget,
+        sequences=wanted.sequences,
         dtype=wanted.dtype,
         cache_dtype=wanted.cache_dtype,
-        threads=wanted.threads,
     )
-    return Sizes(settings, ())
+    memory = _memory(engine, program, wanted)
+    if wanted.threads is not None:
+        memory = replace(memory, threads=wanted.threads)
+    return size_of(served.model, engine, asked, memory, adapters=served.adapters)
+
+
+def _memory(engine: str, program: Path, wanted: Wanted) -> Memory:
+    # The library in llama.cpp's environment is built for processors.
+    gpu = has_nvidia() and (engine != "llama.cpp" or program.name.startswith("llama-server"))
+    if gpu and wanted.memory is not None:
+        raise UsageError(
+            f"{engine} serves from the GPU here, and --memory says nothing of that.",
+            hint="Use --gpu-memory.",
+        )
+    if not gpu and wanted.gpu_memory is not None:
+        raise UsageError(f"{engine} serves without a GPU here.", hint="Use --memory.")
+    return read_memory(wanted.gpu_memory if gpu else wanted.memory, gpu=gpu)
