@@ -30,8 +30,9 @@ from remerge.serving.targets import choose_engine, find_target, served_of
 
 # What the rest of the command line decides: given twice, the engine would take the later.
 _OURS = frozenset({"--host", "--port", "--served-model-name", "--alias", "-a", "-m", "--model"})
-# Seconds that an engine has to end by itself once it was told to.
-_GRACE = 10.0
+# Seconds that an engine has to end by itself once it was told to; before it serves anybody, there
+# is nothing to finish.
+_GRACE, _UNBORN = 10.0, 2.0
 _PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -147,17 +148,18 @@ def serve(
         secret = {prepared.server.key_variable: prepared.key}
         command = replace(command, variables={**command.variables, **secret})
     with _hangup_as_termination():
-        running = start(command, prepared.address, log=log)
+        running, grace = start(command, prepared.address, log=log), _UNBORN
         with _followed(log, show=show):
             try:
                 seconds = wait_healthy(
                     running, prepared.address, timeout=timeout, health=prepared.server.health
                 )
+                grace = _GRACE
                 first = _ask(prepared, running, prompt)
                 told(Up(seconds, first, os.getpid(), log))
                 return _stay(running)
             finally:
-                running.stop(_GRACE)
+                running.stop(grace)
 
 
 def shown(command: Command) -> str:
