@@ -13,7 +13,7 @@ ENGINES := .engines
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e .[peft,report] \
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e .[peft,report,serve] \
 		bitsandbytes compressed-tensors gguf hypothesis in-toto-attestation pyright \
 		pytest pytest-timeout pytest-xdist ruff safetensors \
 		scipy
