@@ -31,6 +31,7 @@ _COMMANDS = (
     "reproduce",
     "check",
     "compare",
+    "bench",
     "formats",
     "report",
     "advise",
