@@ -41,10 +41,13 @@ if TYPE_CHECKING:
         inspect,
         merge,
         open_merged,
+        past,
         plan,
+        promote,
         read_recipe,
         report,
         reproduce,
+        rollback,
         verify,
     )
     from remerge.artefacts.store.store import Store
@@ -73,10 +76,13 @@ __all__ = [
     "inspect",
     "merge",
     "open_merged",
+    "past",
     "plan",
+    "promote",
     "read_recipe",
     "report",
     "reproduce",
+    "rollback",
     "verify",
 ]
 

@@ -2,6 +2,7 @@
 
 from remerge.api.benchmarking import bench
 from remerge.api.making import combine, export, extract, merge, open_merged, plan
+from remerge.api.promoting import past, promote, rollback
 from remerge.api.recording import card
 from remerge.api.validating import (
     check,
@@ -28,9 +29,12 @@ __all__ = [
     "inspect",
     "merge",
     "open_merged",
+    "past",
     "plan",
+    "promote",
     "read_recipe",
     "report",
     "reproduce",
+    "rollback",
     "verify",
 ]

@@ -75,6 +75,13 @@ def test_vllm_with_adapters():
     assert json.loads(second) == {"name": "b", "path": "/adapters/a,b"}
 
 
+def test_a_step_has_its_size():
+    settings = Settings(4096, 8, 2**30, batch=256)
+    assert after(words_of("vllm", settings=settings), "--max-num-batched-tokens") == "256"
+    assert after(words_of("llama.cpp", settings=settings), "-ub") == "256"
+    assert "-ub" not in words_of("llama.cpp").words
+
+
 def test_ranks_are_rounded_up():
     assert [rank_slot(rank) for rank in (1, 2, 16, 17, 300, 512)] == [1, 8, 16, 32, 320, 512]
     assert all(rank_slot(rank) == rank for rank in RANKS)

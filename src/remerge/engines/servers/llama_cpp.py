@@ -36,6 +36,8 @@ def _flags(served: Served, settings: Settings, address: Address) -> Iterator[str
     yield from ("--host", address.host, "--port", str(address.port))
     # -c is divided among the requests at once.
     yield from ("-c", str(settings.context * settings.sequences), "-np", str(settings.sequences))
+    if settings.batch is not None:
+        yield from ("-ub", str(settings.batch))
     if settings.cache_dtype != "auto":
         yield from ("--cache-type-k", settings.cache_dtype, "--cache-type-v", settings.cache_dtype)
     # Keys and values of past requests, up to 8 GiB of memory by default, which no sizing counts.

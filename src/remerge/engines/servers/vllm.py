@@ -49,6 +49,8 @@ def _flags(served: Served, settings: Settings, address: Address) -> Iterator[str
     yield from ("--host", address.host, "--port", str(address.port))
     yield from ("--max-model-len", str(settings.context))
     yield from ("--max-num-seqs", str(settings.sequences))
+    if settings.batch is not None:
+        yield from ("--max-num-batched-tokens", str(settings.batch))
     yield from ("--dtype", settings.dtype)
     yield from ("--kv-cache-dtype", settings.cache_dtype)
     if settings.gpu_fraction is None:
