@@ -6,7 +6,7 @@ import os
 import secrets
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -15,11 +15,12 @@ from remerge.engines import machine
 from remerge.engines.environments import is_installed
 from remerge.engines.registry import engine_of
 from remerge.engines.servers.registry import program_of, server_of
+from remerge.engines.servers.server import Adapter
 from remerge.engines.servers.server import Settings as Sizes
 from remerge.engines.tokenisation import open_tokenizer
-from remerge.errors import UsageError
+from remerge.errors import BadInput, UsageError
 from remerge.serving.bench import figures
-from remerge.serving.bench.hosts import Models, Starting, hosts_of, with_share
+from remerge.serving.bench.hosts import Models, Starting, hosts_of
 from remerge.serving.bench.measured import (
     Arm,
     ArmName,
@@ -37,21 +38,19 @@ from remerge.serving.bench.models import (
     find_sources,
     prepare,
     shape_of,
-    weight_of,
 )
 from remerge.serving.bench.prompts import Prompts, take_prompts
 from remerge.serving.bench.rounds import Host, Report, Run, Work, run
 from remerge.serving.bench.surroundings import machine_now, versions_of
+from remerge.serving.sizing.asked import Asked as Wish
+from remerge.serving.sizing.asked import Memory, Sized
+from remerge.serving.sizing.reading import read_memory, size_of
 from remerge.sources.documents import read_json_object
 from remerge.sources.references import Reference
-from remerge.validation.memory import available
 from remerge.version import __version__
 
 ENGINES = ("vllm", "llama.cpp", "transformers")
 ARMS: tuple[ArmName, ...] = ("merged", "adapter", "idle")
-# A process of an engine besides its weights and cache, in bytes: vLLM's three took 2.9 GB here.
-_ITSELF = {"vllm": 3 * 10**9, "transformers": 10**9, "llama.cpp": 2 * 10**8}
-_BLOCK = 128
 _ONE_THREAD = (
     "With more than one thread an engine's threads wait for each other in a loop, which counts as "
     "processor time: where other programs run as well, --threads 1 tells more."
@@ -104,9 +103,7 @@ def benchmark(asked: Asked, report: Report) -> Benchmark:
         place = Path(name)
         asked.note("preparing what each arm runs")
         models = prepare(engine, sources, place, asked.make, asked.pythons)
-        sizes = _sizes(asked, prompts, config)
-        starting = Starting(sizes, place / "logs", asked.pythons, _device(engine), asked.startup)
-        together, starting = _room(engine, models, starting)
+        together, starting = _started(engine, models, asked, prompts, place / "logs")
         hosts = hosts_of(engine, models, starting, arms)
         asked.note(f"running {work.rounds} rounds in {engine}")
         done = run(hosts, work, report, together=together)
@@ -119,7 +116,7 @@ def benchmark(asked: Asked, report: Report) -> Benchmark:
         engine=engine,
         versions=versions_of(engine, program),
         machine=machine_now(load),
-        settings=_settings(asked, work, prompts, sizes, done),
+        settings=_settings(asked, work, prompts, starting.settings, done),
         model=shape_of(sources),
         arms=tuple(_arms(hosts, done, engine)),
         measure=measure,
@@ -181,34 +178,6 @@ def _work(asked: Asked, prompts: Prompts) -> Work:
     )
 
 
-def _sizes(asked: Asked, prompts: Prompts, config: Mapping[str, Any]) -> Sizes:
-    """Sizes that hold the load and no more; engines keep keys and values in blocks."""
-    sequences = max(asked.concurrency)
-    # llama.cpp wants a token of room.
-    context = prompts.lengths[1] + asked.max_tokens + 1
-    whole = -(-context // _BLOCK) * _BLOCK
-    return Sizes(
-        context=context,
-        sequences=sequences,
-        cache_bytes=max(2**28, 2 * sequences * whole * _token_bytes(config)),
-        dtype=asked.dtype,
-        threads=asked.threads or machine.cores(),
-    )
-
-
-def _token_bytes(config: Mapping[str, Any]) -> int:
-    """Keys and values of a token, in 32 bits and every layer: more than any engine takes."""
-    text: Mapping[str, Any] = config.get("text_config") or config
-
-    def number(name: str, otherwise: int) -> int:
-        found = text.get(name)
-        return found if isinstance(found, int) and found > 0 else otherwise
-
-    heads = number("num_attention_heads", 32)
-    width = number("head_dim", number("hidden_size", 4096) // heads)
-    return 8 * number("num_hidden_layers", 32) * number("num_key_value_heads", heads) * width
-
-
 def _device(engine: str) -> str:
     if engine != "transformers" or not machine.gpus():
         return "cpu"
@@ -217,19 +186,36 @@ def _device(engine: str) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _room(engine: str, models: Models, starting: Starting) -> tuple[bool, Starting]:
-    """Whether all servers may run at once, and how they are then started."""
-    sizes = starting.settings
-    weights = weight_of(models.merged) + weight_of(models.base) + weight_of(models.adapter)
-    wanted = weights + 2 * (sizes.cache_bytes + _ITSELF[engine])
-    gpus = machine.gpus() if engine == "vllm" or starting.device == "cuda" else []
-    if gpus:
-        together = wanted < 0.8 * gpus[0].memory
-        if engine == "vllm":
-            starting = with_share(starting, 0.42 if together else 0.85)
-        return together, starting
-    free = available()
-    return free is None or wanted < 0.8 * free, starting
+def _started(
+    engine: str, models: Models, asked: Asked, prompts: Prompts, logs: Path
+) -> tuple[bool, Starting]:
+    """How servers are started, with sizes that hold the load and no more, and whether there is
+    memory for both at once. Raises `UsageError` or `BadInput` where there is none for one."""
+    device = _device(engine)
+    # llama.cpp wants a token of room.
+    context = prompts.lengths[1] + asked.max_tokens + 1
+    wish = Wish(context=context, sequences=max(asked.concurrency), dtype=asked.dtype)
+    adapter = Adapter(models.adapter.name, models.adapter, models.rank)
+    whole = read_memory(gpu=engine == "vllm" or device == "cuda")
+
+    def sized(memory: Memory) -> list[Sized]:
+        return [
+            size_of(models.merged, engine, wish, memory),
+            size_of(models.base, engine, wish, memory, adapters=(adapter,)),
+        ]
+
+    half = replace(whole, given=whole.given // 2)
+    try:
+        found, together = sized(half), True
+    except (UsageError, BadInput):
+        found, together = sized(whole), False
+    # What fits with the adapter is what both are given.
+    settings = found[1].settings
+    if settings.gpu_fraction is None:
+        settings = replace(settings, threads=asked.threads or machine.cores())
+    cache = max(one.settings.cache_bytes for one in found)
+    settings = replace(settings, cache_bytes=cache)
+    return together, Starting(settings, logs, asked.pythons, device, asked.startup)
 
 
 def _other(samples: Sequence[Sample], measure: Measure) -> tuple[Gain, ...]:

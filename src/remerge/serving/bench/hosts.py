@@ -10,7 +10,7 @@ import socket
 import sys
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -165,8 +165,3 @@ def _free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return int(found.getsockname()[1])
-
-
-def with_share(starting: Starting, share: float | None) -> Starting:
-    """The same, with this share of a GPU's memory for each server."""
-    return replace(starting, settings=replace(starting.settings, gpu_fraction=share))

@@ -202,10 +202,3 @@ def shape_of(sources: Sources) -> dict[str, Any]:
         if output.manifest is not None:
             shape["merged"]["merge_key"] = read_json_object(output.manifest).get("merge_key")
     return shape
-
-
-def weight_of(place: Path) -> int:
-    """Bytes of a model's weights on disk."""
-    if place.is_file():
-        return place.stat().st_size
-    return sum(file.stat().st_size for file in place.glob("*.safetensors"))
