@@ -32,6 +32,7 @@ _COMMANDS = (
     "reproduce",
     "check",
     "compare",
+    "bench",
     "formats",
     "report",
     "advise",
