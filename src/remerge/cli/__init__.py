@@ -36,6 +36,7 @@ _COMMANDS = (
     "formats",
     "report",
     "advise",
+    "serve",
     "promote",
     "rollback",
     "store",

@@ -4,7 +4,7 @@ leaves nothing of it behind. Run as a file, by remerge's interpreter.
     guardian.py DESCRIPTOR PROGRAM [ARGUMENT ...]
 
 When the pipe of that descriptor closes, as it does however remerge ends, the engine is asked to end
-and then killed, with all that it started: also what became of its children in sessions of their
+and then killed (`AT_ONCE` in it: killed), with all that it started: also what became of its children in sessions of their
 own, since Linux gives orphans to this process.
 """
 
@@ -23,6 +23,7 @@ from pathlib import Path
 
 _SET_DEATH_SIGNAL, _TAKE_ORPHANS = 1, 36
 _PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+AT_ONCE = b"!"
 # Seconds that an engine has to end by itself after remerge is gone, and its other processes after
 # the first.
 _GRACE, _AFTER_FIRST = 3.0, 2.0
@@ -48,13 +49,19 @@ def main() -> int:
     for number in _PASSED_ON:
         signal.signal(number, lambda number, frame: _send([engine.pid], number))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _PASSED_ON)
+    at_once = False
     while engine.poll() is None:
         ready, _, _ = select.select([pipe, waking], [], [])
         if waking in ready:
             os.read(waking, 4096)
         if pipe in ready:
-            _end(engine)
-    _wait_for_all(_AFTER_FIRST)
+            if os.read(pipe, 1) == AT_ONCE:
+                engine.kill()
+                at_once = True
+            else:
+                _end(engine)
+    if not at_once:
+        _wait_for_all(_AFTER_FIRST)
     _kill_all(engine.pid)
     return engine.returncode if engine.returncode >= 0 else 128 - engine.returncode
 

@@ -22,7 +22,7 @@ from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from remerge.engines.servers.guardian import descendants
+from remerge.engines.servers.guardian import AT_ONCE, descendants
 from remerge.engines.servers.server import Address, Command
 from remerge.errors import BadInput, RemergeError, TryAgain, UsageError
 from remerge.sources.storage import cannot_write
@@ -32,6 +32,7 @@ _GUARDIAN = Path(__file__).with_name("guardian.py")
 _HIDDEN = ("PYTHONPATH", "PYTHONHOME")
 _LAST_LINES = 12
 _PORT_TAKEN = re.compile(r"address already in use|Errno 98\b|couldn't bind", re.IGNORECASE)
+_ERROR = re.compile(r"^\S*(Error|Exception)\b|(?<!\w)error:", re.IGNORECASE)
 _TOO_LARGE = re.compile(
     r"out of memory|OutOfMemory|failed to allocate|bad_alloc|not enough memory|MemoryError|"
     r"less than (?:desired|requested)|No available memory for the cache blocks|"
@@ -72,7 +73,8 @@ class Running:
         try:
             if self.is_alive:
                 self.send(signal.SIGTERM)
-                self.wait(grace)
+                if self.wait(grace) is None:
+                    os.write(self._pipe, AT_ONCE)
         finally:
             self._let_go()
         return self._process.wait()
@@ -182,7 +184,7 @@ def wait_healthy(
 def ended(server: Running, code: int) -> RemergeError:
     """What to say of a server that has ended by itself."""
     said = server.last_lines(200)
-    why = f"It wrote last:\n{server.last_lines()}"
+    why = f"It wrote last: {_complaint(said)}"
     log = f"Its log is {server.log}."
     if _PORT_TAKEN.search(said):
         return TryAgain("The server found its port taken.", why=why, hint="Choose another --port.")
@@ -193,6 +195,14 @@ def ended(server: Running, code: int) -> RemergeError:
             hint=f"Lower --context or --max-num-seqs, or give it more --memory. {log}",
         )
     return BadInput(f"The server ended ({code}).", why=why, hint=log)
+
+
+def _complaint(said: str) -> str:
+    """What of an engine's last lines says why: lines that name an error, else the very last."""
+    lines = said.splitlines()
+    found = [line.strip() for line in lines if _ERROR.search(line)]
+    # An engine of several processes repeats itself, and says last what the user sees of it.
+    return " | ".join(list(dict.fromkeys(found))[-3:] or lines[-3:]) or "nothing"
 
 
 def check_free(address: Address) -> None:
