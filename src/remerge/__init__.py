@@ -29,6 +29,7 @@ from remerge.version import __version__
 if TYPE_CHECKING:
     from remerge.advice.advising import advise
     from remerge.api import (
+        bench,
         card,
         check,
         combine,
@@ -40,10 +41,13 @@ if TYPE_CHECKING:
         inspect,
         merge,
         open_merged,
+        past,
         plan,
+        promote,
         read_recipe,
         report,
         reproduce,
+        rollback,
         verify,
     )
     from remerge.artefacts.store.store import Store
@@ -60,6 +64,7 @@ __all__ = [
     "UsageError",
     "__version__",
     "advise",
+    "bench",
     "card",
     "check",
     "combine",
@@ -71,10 +76,13 @@ __all__ = [
     "inspect",
     "merge",
     "open_merged",
+    "past",
     "plan",
+    "promote",
     "read_recipe",
     "report",
     "reproduce",
+    "rollback",
     "verify",
 ]
 

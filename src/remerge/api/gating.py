@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from remerge.api.options import Planned, Source, silent
 from remerge.artefacts.making import Judge
-from remerge.errors import NotReproduced
 
 if TYPE_CHECKING:
     from remerge.validation.compare import CompareReport
@@ -41,6 +40,7 @@ def judge_of(
     def judge(place: Path) -> None:
         # It always imports transformers, which takes seconds; most merges can do without.
         from remerge.validation import comparison_asked
+        from remerge.validation.gate import not_held
 
         asked = comparison_asked.Asked(
             base=source,
@@ -54,14 +54,11 @@ def judge_of(
         )
         found = comparison_asked.run(asked, silent)
         judged(found)
-        failed = [one for one in found.figures.gates if not one.passed]
-        if failed:
-            first = failed[0]
-            raise NotReproduced(
-                f"The gate failed: {first.name} is {first.measured}, and {first.limit} is asked "
-                f"({len(failed)} of {len(found.figures.gates)} do not hold).",
-                why="The merged model does not do what the adapter on its base does.",
-                hint="Merge without --gate, and see where it hurts: remerge compare --bisect.",
-            )
+        failure = not_held(
+            found.figures.gates,
+            "Merge without --gate, and see where it hurts: remerge compare --bisect.",
+        )
+        if failure is not None:
+            raise failure
 
     return judge

@@ -16,6 +16,7 @@ import click
 
 from remerge.cli.lazy import lazy_group
 from remerge.cli.memory import reuse_freed_memory
+from remerge.cli.output import error_document
 from remerge.errors import BadInput, RemergeError, TryAgain, UsageError
 from remerge.version import __version__
 
@@ -31,9 +32,13 @@ _COMMANDS = (
     "reproduce",
     "check",
     "compare",
+    "bench",
     "formats",
     "report",
     "advise",
+    "serve",
+    "promote",
+    "rollback",
     "store",
     "card",
     "engines",
@@ -116,14 +121,7 @@ def _show(error: RemergeError, as_json: bool) -> None:
 
 
 def _print_json(error: RemergeError) -> None:
-    document = {
-        "kind": error.label,
-        "exit_code": error.exit_code,
-        "what": error.what,
-        "why": error.why,
-        "hint": error.hint,
-    }
-    click.echo(json.dumps({"error": document}))
+    click.echo(json.dumps({"error": error_document(error)}))
 
 
 def _system_failure(error: OSError) -> RemergeError:

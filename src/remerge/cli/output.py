@@ -11,6 +11,8 @@ from typing import Any
 
 import click
 
+from remerge.errors import RemergeError
+
 Report = Callable[[int, int, str], None]
 
 
@@ -27,6 +29,17 @@ def size(nbytes: int) -> str:
 def print_json(document: Any) -> None:
     """The one JSON document of a command."""
     click.echo(json.dumps(document, indent=2, ensure_ascii=False))
+
+
+def error_document(error: RemergeError) -> dict[str, Any]:
+    """A failure as JSON data."""
+    return {
+        "kind": error.label,
+        "exit_code": error.exit_code,
+        "what": error.what,
+        "why": error.why,
+        "hint": error.hint,
+    }
 
 
 def printable(text: str) -> str:

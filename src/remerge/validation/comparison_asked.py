@@ -113,7 +113,27 @@ class Asked:
         for option in ("scorer", "limit", "max_drop", "max_kl", "min_agreement"):
             if self.gate.get(option) is not None:
                 words += [f"--{option.replace('_', '-')}", str(self.gate[option])]
-        return shlex.join(words)
+        return shlex.join([*words, *self._other_options])
+
+    @property
+    def _other_options(self) -> list[str]:
+        """What else decides figures, where it is not the default; of servers only that they were
+        asked."""
+        words: list[str] = []
+        for option, value, default in (
+            ("engine", self.engine, None),
+            ("format", self.form, None),
+            ("dtype", self.dtype, "float32"),
+            ("max-tokens", self.max_tokens, 512),
+            ("answer-tokens", self.answer_tokens, None),
+        ):
+            words += [] if value == default else [f"--{option}", str(value)]
+        words += [] if self.chat else ["--no-chat"]
+        for side in parse_endpoints(self.endpoints):
+            words += ["--endpoint", f"{side}=URL"]
+        for task in self.lm_eval:
+            words += ["--lm-eval", Path(task).name]
+        return words
 
 
 def run(asked: Asked, report: Report) -> CompareReport:

@@ -4,11 +4,12 @@ is not given has a default, and every limit is stated with what was measured."""
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from remerge.errors import UsageError
+from remerge.artefacts.test_result import GateResult
+from remerge.errors import NotReproduced, UsageError
 from remerge.validation.harness import Harness
 from remerge.validation.limits import FormatLimit, Gate, gates
 from remerge.validation.paired import SIGNIFICANT, mcnemar
@@ -74,6 +75,20 @@ def logits_gates(
             "top-1 agreement", f"{found.top1:.1%}", f"{limit:.1%}", found.top1 >= limit
         )
     return [replace(gate, name=f"{gate.name}, {name}") for gate in holds]
+
+
+def not_held(gates: Sequence[Gate | GateResult], hint: str) -> NotReproduced | None:
+    """What is said where gates decide what happens next; None where all hold."""
+    failed = [gate for gate in gates if not gate.passed]
+    if not failed:
+        return None
+    first = failed[0]
+    return NotReproduced(
+        f"The gate failed: {first.name} is {first.measured}, and {first.limit} is asked "
+        f"({len(failed)} of {len(gates)} do not hold).",
+        why="The merged model does not do what the adapter on its base does.",
+        hint=hint,
+    )
 
 
 def harness_gates(found: Harness, max_drop: float) -> list[Gate]:

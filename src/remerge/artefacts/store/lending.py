@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 from remerge.artefacts.manifest import InputRecord
 from remerge.artefacts.rederiving import Elsewhere
@@ -17,15 +18,16 @@ from remerge.sources.references import Reference
 
 
 @contextmanager
-def lent_inputs() -> Generator[Elsewhere]:
-    """Finds bases and adapters in the user's store, where there is one; what it lends lies in the
+def lent_inputs(place: Path | None = None) -> Generator[Elsewhere]:
+    """Finds bases and adapters in the user's store (or that at ``place``), if there is one; what it
+    lends lies in the
     store's staging until the end. What was collected there is not made again for it."""
     with ExitStack() as lent:
 
         def find(record: InputRecord) -> Reference | None:
             digest = input_digest({file.name: file.sha256 for file in record.files})
             try:
-                store = open_store()
+                store = open_store(place)
                 for artefact in index.inputs(store, digest):
                     if read_state(store, artefact).collected is None:
                         folder = lent.enter_context(blobs.staging(store)) / "input"
