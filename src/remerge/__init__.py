@@ -29,6 +29,7 @@ from remerge.version import __version__
 if TYPE_CHECKING:
     from remerge.advice.advising import advise
     from remerge.api import (
+        bench,
         card,
         check,
         combine,
@@ -63,6 +64,7 @@ __all__ = [
     "UsageError",
     "__version__",
     "advise",
+    "bench",
     "card",
     "check",
     "combine",

@@ -1,5 +1,6 @@
 """The public functions: what the command line calls, and nothing it does not."""
 
+from remerge.api.benchmarking import bench
 from remerge.api.making import combine, export, extract, merge, open_merged, plan
 from remerge.api.promoting import past, promote, rollback
 from remerge.api.recording import card
@@ -16,6 +17,7 @@ from remerge.api.validating import (
 from remerge.merging.recipes.registry import read_recipe
 
 __all__ = [
+    "bench",
     "card",
     "check",
     "combine",

@@ -35,7 +35,8 @@ class Settings:
     keys and values of all of them. ``dtype`` is that of the weights as computed with,
     ``cache_dtype`` that of keys and values, both as the engine names them (``auto`` where the
     engine chooses). ``gpu_fraction`` is the share of a GPU's memory that the engine may take in
-    all, None on processors.
+    all, None on processors. ``batch`` is the tokens of prompts that one step computes (vLLM's
+    ``max_num_batched_tokens``, llama.cpp's ``n_ubatch``), None where the engine has no such size.
     """
 
     context: int
@@ -45,6 +46,7 @@ class Settings:
     cache_dtype: str = "auto"
     threads: int | None = None
     gpu_fraction: float | None = None
+    batch: int | None = None
 
 
 @dataclass(frozen=True)
@@ -72,9 +74,11 @@ class Server:
     """An engine as a server of OpenAI's API.
 
     ``command`` gives what starts it, from its interpreter; ``health`` is the path that answers 200
-    once it can be asked.
+    once it can be asked; in ``key_variable`` it finds the key that clients must send, None where it
+    knows none.
     """
 
     engine: str
     command: Callable[[Path, Served, Settings, Address], Command]
     health: str = "/health"
+    key_variable: str | None = None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 from remerge.artefacts.test_result import Bisection, TaskResult
-from remerge.errors import UsageError
+from remerge.validation.drawing import INK, QUIET, svg
 from remerge.validation.report.grid import Grid
 from remerge.validation.report.measures import Measure
 from remerge.validation.report.words import shown
@@ -22,31 +22,12 @@ if TYPE_CHECKING:
 # A hundredth of a pixel is enough.
 _LONG = re.compile(r"(\.\d\d)\d+")
 _SVG = "http://www.w3.org/2000/svg"
-_INK, _QUIET, _LINE = "var(--ink)", "var(--quiet)", "var(--line)"
 _SIDES = ("base", "adapter", "merged")
 _SIDE_COLOURS = [f"var(--{side})" for side in _SIDES]
 # Of a cell, in pixels, and of the whole width that a grid may take without scrolling.
 _CELL, _NARROW, _WIDTH, _ROW, _LOW_ROW = 26, 7, 900, 18, 13
 _MANY_ROWS = 40
 _LABEL = 40
-
-_CONFIG: dict[str, Any] = {
-    "view": {"stroke": None},
-    "font": "system-ui, sans-serif",
-    "axis": {
-        "labelColor": _QUIET,
-        "titleColor": _QUIET,
-        "titleFontWeight": "normal",
-        "labelFontSize": 11,
-        "titleFontSize": 11,
-        "gridColor": _LINE,
-        "domainColor": _LINE,
-        "tickColor": _LINE,
-        "labelLimit": 320,
-    },
-    "legend": {"labelColor": _INK, "labelFontSize": 11, "title": None},
-    "aria": False,
-}
 
 
 def heatmap(grid: Grid, measure: Measure) -> str:
@@ -175,7 +156,7 @@ def scores(tasks: Sequence[TaskResult]) -> str:
         "encoding": {"y": {**y, "axis": None}},
         "layer": [
             {
-                "mark": {"type": "rule", "color": _QUIET, "strokeDash": [3, 3]},
+                "mark": {"type": "rule", "color": QUIET, "strokeDash": [3, 3]},
                 "encoding": {
                     "x": {"datum": 0, "type": "quantitative"},
                     "y": {"value": 0},
@@ -183,14 +164,14 @@ def scores(tasks: Sequence[TaskResult]) -> str:
                 },
             },
             {
-                "mark": {"type": "rule", "strokeWidth": 1.5, "color": _INK},
+                "mark": {"type": "rule", "strokeWidth": 1.5, "color": INK},
                 "encoding": {
                     "x": _x("low", gained, zero=True),
                     "x2": {"field": "high"},
                 },
             },
             {
-                "mark": {"type": "point", "filled": True, "size": 46, "color": _INK, "opacity": 1},
+                "mark": {"type": "point", "filled": True, "size": 46, "color": INK, "opacity": 1},
                 "encoding": {"x": _x("value", gained, zero=True)},
             },
         ],
@@ -286,21 +267,10 @@ def _distinct(labels: Sequence[str]) -> list[str]:
 
 def _drawn(spec: dict[str, Any], labels: Sequence[str]) -> str:
     """The SVG of a Vega-Lite specification, to stand in HTML; ``labels`` are those at its left."""
-    try:
-        import vl_convert
-    except ImportError as error:
-        raise UsageError(
-            "Figures are drawn by vl-convert, which is not installed.",
-            hint="Install it: pip install 'remerge[report]'.",
-        ) from error
-
     # The reader's font may be a fifth wider than the one that is measured here.
     room = 5 + 1.4 * max(map(len, labels), default=0)
     padding = {"left": room, "right": 12, "top": 5, "bottom": 5}
-    drawn: str = vl_convert.vegalite_to_svg(
-        {"background": None, "config": _CONFIG, "padding": padding, **spec}, allowed_base_urls=[]
-    )
-    return _cleaned(drawn)
+    return _cleaned(svg(spec, padding))
 
 
 def _cleaned(drawn: str) -> str:

@@ -1,0 +1,187 @@
+"""``remerge serve``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from remerge.cli.extra_words import WithExtra, extra_words
+from remerge.cli.options import engine_python, json_output, pythons, quiet, store
+from remerge.cli.output import print_json, print_table, printable, progress
+
+if TYPE_CHECKING:
+    from remerge.serving.serve import Prepared, Up
+
+
+@click.command("serve", cls=WithExtra, short_help="Start an engine with a model, well sized.")
+@click.argument("target", metavar="TARGET")
+@click.option(
+    "--engine",
+    type=click.Choice(["vllm", "llama.cpp", "transformers"]),
+    help="llama.cpp for a GGUF file, else vllm where it is installed. transformers is for trying "
+    "out.",
+)
+@click.option("--host", default="127.0.0.1", show_default=True, help="0.0.0.0: every interface.")
+@click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True)
+@click.option("--name", metavar="NAME", help="What clients call the model, or the one adapter.")
+@click.option(
+    "--api-key",
+    metavar="KEY",
+    envvar="REMERGE_API_KEY",
+    help="The key that clients must send; better in REMERGE_API_KEY, where no list of processes "
+    "shows it.",
+)
+@click.option("--context", type=click.IntRange(1), metavar="N", help="Tokens of one request.")
+@click.option(
+    "--latency-budget", type=float, metavar="MS", help="Milliseconds until the first token."
+)
+@click.option("--memory", metavar="SIZE", help="What the engine may take in all, e.g. 12GiB.")
+@click.option("--gpu-memory", metavar="SIZE", help="The same of the GPU.")
+@click.option("--max-num-seqs", type=click.IntRange(1), metavar="N", help="Requests at once.")
+@click.option("--dtype", default="auto", show_default=True, help="Of the weights as computed with.")
+@click.option("--cache-dtype", default="auto", show_default=True, help="Of keys and values.")
+@click.option(
+    "--to",
+    metavar="gguf:TYPE",
+    help="For llama.cpp, what a checkpoint directory becomes; by default what it holds.",
+)
+@click.option("--prompt", metavar="TEXT", help="The smoke prompt.")
+@click.option(
+    "--startup-timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    default=600,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long it may take until it answers.",
+)
+@click.option("--print", "form", is_flag=True, help="Print the command, and start nothing.")
+@click.option(
+    "--threads",
+    type=click.IntRange(1, 256),
+    help="Threads that the engine computes with on processors; by default one for each.",
+)
+@engine_python
+@store
+@json_output
+@quiet
+@click.option("-v", "--verbose", is_flag=True, help="Show what the engine writes.")
+def command(
+    target: str,
+    engine: str | None,
+    host: str,
+    port: int,
+    name: str | None,
+    api_key: str | None,
+    context: int | None,
+    latency_budget: float | None,
+    memory: str | None,
+    gpu_memory: str | None,
+    max_num_seqs: int | None,
+    dtype: str,
+    cache_dtype: str,
+    to: str | None,
+    prompt: str | None,
+    startup_timeout: float,
+    form: bool,
+    threads: int | None,
+    engine_python: tuple[str, ...],
+    place: str | None,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+) -> int:
+    """Serve TARGET with an engine, in the foreground, until it is told to end.
+
+    TARGET is an output of remerge, a checkpoint directory, a GGUF file, a name of the store, or
+    BASE+ADAPTER[+ADAPTER], each a path, a name of the store or a Hub id. Words after -- are the
+    engine's own.
+
+    \b
+    remerge serve ./merged --context 8192 --memory 12GiB
+    remerge serve ./base+./adapter --engine vllm -- --enforce-eager
+    remerge serve production --print
+
+    Once it answers, exit code 0 means that it ended because it was told to.
+    """
+    from remerge.engines.servers.server import Address
+    from remerge.merging.recipe import parse_size
+    from remerge.serving.serve import document, prepare, serve
+    from remerge.serving.sizes import Wanted
+
+    wanted = Wanted(
+        context=context,
+        latency_budget=latency_budget,
+        memory=None if memory is None else parse_size(memory, "--memory"),
+        gpu_memory=None if gpu_memory is None else parse_size(gpu_memory, "--gpu-memory"),
+        sequences=max_num_seqs,
+        dtype=dtype,
+        cache_dtype=cache_dtype,
+        threads=threads,
+    )
+    with progress("making what is served", quiet=quiet or as_json) as report:
+        prepared = prepare(
+            target,
+            engine=engine,
+            address=Address(host, port),
+            name=name,
+            to=to,
+            wanted=wanted,
+            key=api_key,
+            extra=extra_words(),
+            store=place,
+            engine_python=pythons(engine_python),
+            report=report,
+            progress=not (quiet or as_json),
+        )
+    if form:
+        if as_json:
+            print_json(document(prepared))
+        else:
+            _print_prepared(prepared, comment=True)
+        return 0
+    if not (as_json or quiet):
+        _print_prepared(prepared, comment=False)
+
+    def told(up: Up) -> None:
+        if as_json:
+            print_json(document(prepared, up))
+        elif not quiet:
+            _print_up(prepared, up)
+
+    failure = serve(prepared, told, timeout=startup_timeout, prompt=prompt, show=verbose)
+    if failure is None:
+        return 0
+    # With --json standard output has had its one document.
+    click.echo(f"error: {' '.join(printable(str(failure)).split())}", err=True)
+    return failure.exit_code
+
+
+def _print_prepared(prepared: Prepared, *, comment: bool) -> None:
+    """The reasoning, and the command to copy: as a shell script would have them, or to be read."""
+    from remerge.serving.serve import shown
+
+    for reason in prepared.sizes.reasons:
+        click.echo(f"# {reason}" if comment else f"  {reason}")
+    if comment:
+        click.echo(shown(prepared.command))
+    else:
+        click.echo(f"$ {shown(prepared.command)}")
+
+
+def _print_up(prepared: Prepared, up: Up) -> None:
+    from remerge.serving.smoke import curl
+
+    url, model = prepared.address.url, prepared.model
+    click.echo(f"serving: {', '.join(prepared.names)}")
+    rows = [
+        ("at", f"{url}/v1"),
+        ("up after", f"{up.seconds:.1f} s"),
+        ("asked", printable(up.smoke.prompt)),
+        ("answer", printable(up.smoke.answer) or "(nothing)"),
+        ("first token", f"{up.smoke.first_token:.3f} s (the first request there was)"),
+        ("log", str(up.log)),
+    ]
+    print_table(rows)
+    click.echo(curl(url, model, chat=prepared.chat, key=prepared.key is not None))
+    click.echo("Ctrl-C ends it.")

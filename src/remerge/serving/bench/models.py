@@ -1,0 +1,204 @@
+"""What each arm runs, in the form that its engine reads: merged here where it was not before, the
+base in the format of the merge, the adapter as llama.cpp has it."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from remerge.adapters.adapter import Adapter, open_adapter
+from remerge.advice.obstacles import obstacles_of, obstacles_of_base
+from remerge.advice.rules import rules
+from remerge.artefacts.digests import file_digest
+from remerge.engines.environments import python_of
+from remerge.engines.registry import engine_of
+from remerge.errors import BadInput, Unsupported, UsageError
+from remerge.serving.bench.hosts import Models
+from remerge.sources.documents import as_object, read_json_object
+from remerge.sources.ggml_types import FILE_TYPES
+from remerge.sources.gguf_header import read_gguf_header
+from remerge.sources.references import Reference
+from remerge.validation.artefact import Artefact, find_artefact
+
+# Writes what a source (a checkpoint, or a base with adapters) gives in a form, to a place.
+Make = Callable[[Path, Sequence[Path], str, Path], Any]
+
+_READS = {"vllm": "checkpoint", "transformers": "checkpoint", "llama.cpp": "gguf"}
+_GGUF = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Base, adapter, and what was merged of them before (None: it is merged for the benchmark)."""
+
+    base: Reference
+    adapter: Reference
+    output: Artefact | None
+    opened: Adapter
+
+    @property
+    def rank(self) -> int:
+        """The largest of the adapter's ranks."""
+        config = self.opened.config
+        patterns = as_object(config.get("rank_pattern")) or {}
+        found = [rank for rank in (config.get("r"), *patterns.values()) if isinstance(rank, int)]
+        return max(found, default=1)
+
+
+def find_sources(base: Reference, adapter: Reference, output: Path | None) -> Sources:
+    """Open what is to be measured; raises `BadInput`."""
+    artefact = None if output is None else find_artefact(output)
+    return Sources(base, adapter, artefact, open_adapter(adapter.path))
+
+
+def check_engine(engine: str, sources: Sources) -> None:
+    """Raises `UsageError` for an engine that does not read what was merged, `Unsupported` for an
+    adapter that it does not serve unmerged."""
+    output = sources.output
+    if output is not None and output.kind == "onnx":
+        raise UsageError(
+            f"{output.place} is ONNX, of which no engine here runs the adapter unmerged.",
+            hint="Name a checkpoint or a GGUF file.",
+        )
+    if output is not None and output.kind == "gguf" and _READS[engine] != "gguf":
+        raise UsageError(
+            f"{engine} is not measured with GGUF files.", hint="Take --engine llama.cpp."
+        )
+    found = obstacles_of(sources.opened)
+    found += obstacles_of_base(read_json_object(sources.base.path / "config.json"))
+    if engine == "transformers":
+        # PEFT runs all that PEFT wrote.
+        found = tuple(name for name in found if name == "other-trainer")
+    for name in found:
+        obstacle = rules().obstacles[name]
+        if engine in obstacle.engines or engine == "transformers":
+            peft = name != "other-trainer" and engine != "transformers"
+            raise Unsupported(
+                f"{engine} does not serve {sources.adapter.name} unmerged: {obstacle.says}",
+                why=f"{obstacle.source.rstrip('.')}.",
+                hint="--engine transformers runs it through PEFT."
+                if peft
+                else "There is nothing to compare with: merge it.",
+            )
+
+
+def prepare(
+    engine: str, sources: Sources, work: Path, make: Make, pythons: Mapping[str, str]
+) -> Models:
+    """All that the engine reads; what is not there is made in ``work``."""
+    base, adapter = sources.base.path, sources.opened.path
+    if _READS[engine] == "gguf":
+        return _as_gguf(sources, work, make, pythons)
+    merged = work / "merged"
+    if sources.output is None:
+        make(base, [adapter], "safetensors", merged)
+        return Models(merged, base, adapter, sources.rank)
+    scheme = _scheme(sources.output)
+    if scheme is not None:
+        # A merge in eight bits is faster for that alone.
+        base = work / "base"
+        make(sources.base.path, (), scheme, base)
+    return Models(sources.output.place, base, adapter, sources.rank)
+
+
+def _as_gguf(sources: Sources, work: Path, make: Make, pythons: Mapping[str, str]) -> Models:
+    base, adapter, output = sources.base.path, sources.opened.path, sources.output
+    merged = work / "merged.gguf"
+    if output is None:
+        form = f"gguf:{_plain_type(base)}"
+        make(base, [adapter], form, merged)
+    elif output.kind == "gguf":
+        merged = output.place
+        form = f"gguf:{_type_of(merged)}"
+    else:
+        form = f"gguf:{_plain_type(output.place)}"
+        make(output.place, (), form, merged)
+    make(base, (), form, work / "base.gguf")
+    _convert(pythons, base, adapter, work / "adapter.gguf")
+    return Models(merged, work / "base.gguf", work / "adapter.gguf", sources.rank)
+
+
+def _convert(pythons: Mapping[str, str], base: Path, adapter: Path, target: Path) -> None:
+    """The adapter as llama.cpp reads it, by its own converter, in 16 bits as vLLM has it."""
+    python = python_of(engine_of("llama.cpp"), pythons)
+    words = [str(python), "-P", "-m", "convert_lora_to_gguf", "--outtype", "f16"]
+    words += ["--base", str(base), "--outfile", str(target), str(adapter)]
+    done = subprocess.run(words, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    if done.returncode or not target.is_file():
+        said = (done.stderr.strip().splitlines() or ["nothing"])[-1]
+        raise Unsupported(
+            f"llama.cpp's converter refuses the adapter: {said}",
+            hint="--engine transformers runs it through PEFT.",
+        )
+
+
+def _plain_type(checkpoint: Path) -> str:
+    """The type of llama.cpp for a checkpoint's own dtype; 16 bits where that is quantised."""
+    return _GGUF.get(find_artefact(checkpoint).format or "", "BF16")
+
+
+def _type_of(file: Path) -> str:
+    number = read_gguf_header(file).metadata.get("general.file_type")
+    found = next((kind.name for kind in FILE_TYPES.values() if kind.number == number), None)
+    if found is None:
+        raise BadInput(
+            f"{file} does not say of which type it is, so that no base can be made like it.",
+            hint="Make it with remerge merge --to gguf:TYPE.",
+        )
+    return found
+
+
+def _scheme(output: Artefact) -> str | None:
+    """The quantised format in which the merge was written, where a base can be written in it too
+    without more data."""
+    origin = output.origin
+    return None if origin is None else origin.recipe.quantize
+
+
+def differing_formats(engine: str, sources: Sources) -> str | None:
+    """What to say where merge and base are not in one format."""
+    output = sources.output
+    if _READS[engine] == "gguf" or output is None or _scheme(output) is not None:
+        return None
+    merged, base = output.format, find_artefact(sources.base.path).format
+    if merged == base:
+        return None
+    return (
+        f"The merge is in {merged} and the base in {base}: the figures tell what serving either "
+        "takes, and not what merging alone gains."
+    )
+
+
+def shape_of(sources: Sources) -> dict[str, Any]:
+    """The model in numbers, and what tells where it came from: digests, and no path."""
+    config = read_json_object(sources.base.path / "config.json")
+    text: dict[str, Any] = as_object(config.get("text_config")) or config
+    names = (
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "vocab_size",
+    )
+    shape: dict[str, Any] = {"model_type": config.get("model_type")}
+    shape |= {name: text[name] for name in names if isinstance(text.get(name), int)}
+    if sources.base.hub_id is not None:
+        shape["base"] = f"{sources.base.hub_id}@{sources.base.commit}"
+    values = sum(math.prod(tensor.shape) for tensor in sources.opened.tensors.values())
+    folder = sources.opened.path
+    shape["adapter"] = {
+        "rank": sources.rank,
+        "values": values,
+        "files": {name: file_digest(folder / name) for name in sources.opened.files},
+    }
+    output = sources.output
+    if output is not None:
+        shape["merged"] = {"kind": output.kind, "format": output.format}
+        if output.manifest is not None:
+            shape["merged"]["merge_key"] = read_json_object(output.manifest).get("merge_key")
+    return shape
