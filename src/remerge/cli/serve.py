@@ -8,7 +8,7 @@ import click
 
 from remerge.cli.extra_words import WithExtra, extra_words
 from remerge.cli.options import engine_python, json_output, pythons, quiet, store
-from remerge.cli.output import print_json, print_table, printable, progress
+from remerge.cli.output import print_json, print_notes, print_table, printable, progress
 
 if TYPE_CHECKING:
     from remerge.serving.serve import Prepared, Up
@@ -152,6 +152,9 @@ def command(
         )
     if form is not None:
         text = printed(prepared, form)
+        if api_key is not None:
+            variable = prepared.server.key_variable
+            print_notes([f"The key is not in what is printed: give the engine {variable}."])
         if as_json:
             print_json({**document(prepared), "form": form, "text": text})
         else:
