@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,11 @@ def check_engine(engine: str, sources: Sources) -> None:
     if output is not None and output.kind == "gguf" and _READS[engine] != "gguf":
         raise UsageError(
             f"{engine} is not measured with GGUF files.", hint="Take --engine llama.cpp."
+        )
+    if engine == "transformers" and find_spec("peft") is None:
+        raise UsageError(
+            "transformers runs an adapter unmerged by PEFT, which is not here.",
+            hint="Install it: pip install 'remerge[peft]'.",
         )
     found = obstacles_of(sources.opened)
     found += obstacles_of_base(read_json_object(sources.base.path / "config.json"))
