@@ -6,16 +6,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from remerge.cli.options import engine_python, json_output, pythons, quiet, store, threads
+from remerge.cli.extra_words import WithExtra, extra_words
+from remerge.cli.options import engine_python, json_output, pythons, quiet, store
 from remerge.cli.output import print_json, print_table, printable, progress
 
 if TYPE_CHECKING:
     from remerge.serving.serve import Prepared, Up
 
 
-@click.command("serve", short_help="Start an engine with a model, well sized.")
+@click.command("serve", cls=WithExtra, short_help="Start an engine with a model, well sized.")
 @click.argument("target", metavar="TARGET")
-@click.argument("extra", nargs=-1, type=click.UNPROCESSED, metavar="[-- WORD ...]")
 @click.option(
     "--engine",
     type=click.Choice(["vllm", "llama.cpp", "transformers"]),
@@ -56,7 +56,11 @@ if TYPE_CHECKING:
     help="How long it may take until it answers.",
 )
 @click.option("--print", "form", is_flag=True, help="Print the command, and start nothing.")
-@threads
+@click.option(
+    "--threads",
+    type=click.IntRange(1, 256),
+    help="Threads that the engine computes with on processors; by default one for each.",
+)
 @engine_python
 @store
 @json_output
@@ -64,7 +68,6 @@ if TYPE_CHECKING:
 @click.option("-v", "--verbose", is_flag=True, help="Show what the engine writes.")
 def command(
     target: str,
-    extra: tuple[str, ...],
     engine: str | None,
     host: str,
     port: int,
@@ -125,7 +128,7 @@ def command(
             to=to,
             wanted=wanted,
             key=api_key,
-            extra=extra,
+            extra=extra_words(),
             store=place,
             engine_python=pythons(engine_python),
             report=report,

@@ -5,7 +5,8 @@ way. A step that finds fault raises, or says with its findings why it refuses.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,8 +15,15 @@ from remerge.artefacts.adapter_manifest import is_combined
 from remerge.artefacts.store import blobs, checking, describing
 from remerge.artefacts.store.layout import Store
 from remerge.artefacts.store.lending import lent_inputs
-from remerge.artefacts.store.rebuilding import Means
-from remerge.artefacts.store.records import Record, State, StoredFile, read_record, read_state
+from remerge.artefacts.store.rebuilding import Means, proof_of
+from remerge.artefacts.store.records import (
+    Proof,
+    Record,
+    State,
+    StoredFile,
+    read_record,
+    read_state,
+)
 from remerge.artefacts.store.words import a
 from remerge.artefacts.test_result import TESTS
 from remerge.engines.environments import is_installed
@@ -55,7 +63,8 @@ class Asking:
 @dataclass(frozen=True)
 class Found:
     """What a step found. ``shown`` goes into the log, ``documents`` are kept with their digests
-    there; ``attached`` are files that now belong to the artefact, in the staging."""
+    there; ``attached`` are files that now belong to the artefact, in the staging, and ``restored``
+    those of it that had been collected; ``proof`` says that it was derived again."""
 
     summary: str
     state: State_ = "passed"
@@ -63,6 +72,8 @@ class Found:
     shown: Mapping[str, Any] = field(default_factory=dict[str, Any])
     documents: tuple[blobs.Staged, ...] = ()
     attached: tuple[tuple[StoredFile, blobs.Staged], ...] = ()
+    proof: Proof | None = None
+    restored: tuple[tuple[StoredFile, Path], ...] = ()
     refused: RemergeError | None = None
 
 
@@ -112,12 +123,16 @@ def verify(work: Work, report: Report) -> Found:
             hint=first.hint,
         )
     shown = {"files": checked.files, "bytes": checked.nbytes}
+    started = time.monotonic()
     laid = work.laid = lay_out_artefact(
         work.store, record, state, work.name, work.place, work.means
     )
     if laid.made_again:
         summary = f"it was collected; {len(record.files)} files, every byte as derived again"
-        return Found(summary, shown={**shown, "derived": True})
+        proof = proof_of(time.monotonic() - started)
+        restored = tuple(_restored(record, laid.output))
+        shown["derived"] = True
+        return Found(summary, shown=shown, proof=proof, restored=restored)
     bytes_alone = f"{checked.files} files, every byte by its digest"
     if not record.derived and not is_combined(laid.output):
         return Found(f"{bytes_alone}; {_source(record)}", shown={**shown, "derived": False})
@@ -143,6 +158,7 @@ def verify(work: Work, report: Report) -> Found:
         f"{found.files} files, {how}",
         findings=replace(found, output=Path(work.name)),
         shown={**shown, "derived": found.derived},
+        proof=proof_of(time.monotonic() - started) if found.derived else None,
     )
 
 
@@ -296,6 +312,14 @@ def _nothing_to_compare(record: Record) -> str:
 
 def _source(record: Record) -> str:
     return f"{a(record.kind)} is a source, and derived from nothing"
+
+
+def _restored(record: Record, output: Path) -> Iterator[tuple[StoredFile, Path]]:
+    folder = output if record.single is None else output.parent
+    for file in record.files:
+        if file.derived:
+            (folder / file.name).chmod(0o444)
+            yield file, folder / file.name
 
 
 def _earlier(work: Work, asked: Asked) -> Earlier | None:

@@ -26,7 +26,7 @@ from remerge.serving.named import place_for
 from remerge.serving.sizes import Wanted, sizes_of
 from remerge.serving.sizing.asked import Sized
 from remerge.serving.smoke import Smoke, has_chat_template, smoke
-from remerge.serving.targets import choose_engine, find_target, served_of
+from remerge.serving.targets import check_engine, choose_engine, find_target, served_of
 
 # What the rest of the command line decides: given twice, the engine would take the later.
 _OURS = frozenset({"--host", "--port", "--served-model-name", "--alias", "-a", "-m", "--model"})
@@ -105,6 +105,7 @@ def prepare(
     )
     server = server_of(engine or choose_engine(found, pythons))
     # Before anything is converted for it.
+    check_engine(found, server.engine, to)
     program = program_of(server, pythons)
     if key is not None and server.key_variable is None:
         raise UsageError(
@@ -156,8 +157,9 @@ def serve(
                 )
                 grace = _GRACE
                 first = _ask(prepared, running, prompt)
-                told(Up(seconds, first, os.getpid(), log))
-                return _stay(running)
+                with _passing_on(running) as was_told:
+                    told(Up(seconds, first, os.getpid(), log))
+                    return _stay(running, was_told)
             finally:
                 running.stop(grace)
 
@@ -226,8 +228,9 @@ def _ask(prepared: Prepared, running: Running, prompt: str | None) -> Smoke:
         raise
 
 
-def _stay(running: Running) -> RemergeError | None:
-    """Until it ends: by itself, or because a signal says so."""
+@contextmanager
+def _passing_on(running: Running) -> Generator[threading.Event]:
+    """Signals go to the engine; the event says that there was one."""
     was_told = threading.Event()
 
     def pass_on(number: int, frame: object) -> None:
@@ -239,16 +242,21 @@ def _stay(running: Running) -> RemergeError | None:
         for number in _PASSED_ON
         if signal.getsignal(number) is not signal.SIG_IGN
     }
-    deadline: float | None = None
     try:
-        while (code := running.wait(0.2)) is None:
-            if was_told.is_set():
-                deadline = deadline or time.monotonic() + _GRACE
-                if time.monotonic() > deadline:
-                    running.stop(0)
+        yield was_told
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _stay(running: Running, was_told: threading.Event) -> RemergeError | None:
+    """Until it ends: by itself, or because a signal says so."""
+    deadline: float | None = None
+    while (code := running.wait(0.2)) is None:
+        if was_told.is_set():
+            deadline = deadline or time.monotonic() + _GRACE
+            if time.monotonic() > deadline:
+                running.stop(0)
     return None if was_told.is_set() else ended(running, code)
 
 

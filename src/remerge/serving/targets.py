@@ -65,6 +65,18 @@ def choose_engine(target: Target, given: Mapping[str, str]) -> str:
     )
 
 
+def check_engine(target: Target, engine: str, to: str | None) -> None:
+    """Raises `UsageError` for a model that the engine does not read, `BadInput` for one without a
+    tokenizer."""
+    if to is not None and (engine != "llama.cpp" or target.model.is_gguf):
+        raise UsageError(
+            "--to is for a checkpoint directory that llama.cpp is to serve.",
+            hint="Leave it out, or add --engine llama.cpp.",
+        )
+    if engine != "llama.cpp":
+        _check_directory(target.model, engine)
+
+
 def served_of(
     target: Target,
     engine: str,
@@ -80,13 +92,7 @@ def served_of(
     Raises `UsageError` for a model that the engine does not read, `Unsupported` for an adapter that
     it cannot serve unmerged, `BadInput` for one that does not fit its base.
     """
-    if to is not None and (engine != "llama.cpp" or target.model.is_gguf):
-        raise UsageError(
-            "--to is for a checkpoint directory that llama.cpp is to serve.",
-            hint="Leave it out, or add --engine llama.cpp.",
-        )
-    if engine != "llama.cpp":
-        _check_directory(target.model, engine)
+    check_engine(target, engine, to)
     opened = [None if one.is_gguf else open_adapter(one.path) for one in target.adapters]
     for found, adapter in zip(target.adapters, opened, strict=True):
         _check_served(target.model, found, adapter, engine)

@@ -172,8 +172,10 @@ def _attention(fields: Fields, number: int, kind: str, hidden: int) -> Attention
         "num_key_value_heads", "n_head_kv", "num_kv_heads", "n_kv_heads", "multi_query_group_num",
         "num_attention_groups",
     )  # fmt: skip
-    if grouped is None:
-        grouped = 1 if _multi_query(fields) else _in_group(fields, number, heads)
+    if _multi_query(fields):
+        grouped = 1
+    elif grouped is None:
+        grouped = _in_group(fields, number, heads)
     width = fields.number(
         *(f"{prefix}head_dim" for prefix in swa),
         "head_dim", "attention_head_dim", "hidden_size_per_head", "kv_channels",

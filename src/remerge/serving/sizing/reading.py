@@ -42,7 +42,9 @@ def read_model(path: Path) -> Model:
         return Model(shape_of_gguf(header), weights_of_gguf(header, chosen=chosen))
     checkpoint = open_checkpoint(path)
     config = checkpoint.config
-    return Model(shape_of(config, _filled(config)), weights_of(checkpoint, chosen=_chosen(config)))
+    return Model(
+        shape_of(config, with_defaults(config)), weights_of(checkpoint, chosen=_chosen(config))
+    )
 
 
 def read_memory(given: int | None = None, *, gpu: bool | None = None) -> Memory:
@@ -113,7 +115,7 @@ def _available() -> int:
     return min(limit, free) * 9 // 10
 
 
-def _filled(config: Mapping[str, Any]) -> object:
+def with_defaults(config: Mapping[str, Any]) -> object:
     """The configuration with its class's defaults; None for a type that is not known."""
     from transformers import AutoConfig
 
