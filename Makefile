@@ -78,6 +78,7 @@ check: $(VENV)/installed
 
 bench: $(VENV)/installed
 	$(BIN)/python benchmarks/bench.py $(BENCH)
+	$(BIN)/python benchmarks/exactness.py
 
 bench-gguf: $(ENGINES)/installed
 	$(BIN)/python benchmarks/bench_gguf.py $(BENCH)

@@ -13,6 +13,7 @@ from remerge.advice.deciding import Decided, decide, in_force
 from remerge.advice.facts import STATED, Facts, read_facts
 from remerge.advice.flips import Flip, flips
 from remerge.advice.looked import Looked, Named
+from remerge.advice.measured import Slower, read_slower
 from remerge.advice.rules import rules
 
 _SUMMARY = {
@@ -87,6 +88,7 @@ def advise(
     *,
     base: Named | None = None,
     adapters: Named | Sequence[Named] = (),
+    bench: Named | None = None,
     commands: Collection[str] = ALWAYS,
     progress: bool = True,
     **facts: Any,
@@ -98,11 +100,17 @@ def advise(
     ``latency_budget_ms`` (until the first token), ``further_fine_tuning``, ``quantize`` (a format
     as ``--to`` takes it, or none), ``disk`` and ``gpu_memory`` (bytes, or ``500GB``). What is None
     is unknown and speaks for nothing. Of ``base`` and ``adapters`` headers and configurations are
-    read; a base on the Hub is not fetched. ``commands`` are those that may be named.
+    read; a base on the Hub is not fetched. ``bench`` is a file that ``remerge bench`` wrote (or its
+    directory): what it measured is then told, and no general range. ``commands`` are those that may
+    be named.
 
     Raises `UsageError` for facts that make no sense, `BadInput` for a base or an adapter that
-    cannot be read, or do not fit.
+    cannot be read, or do not fit, and for a benchmark that shows nothing.
     """
+    measured = None if bench is None else read_slower(Path(bench))
+    if measured is not None:
+        # It was measured already.
+        commands = frozenset(commands) - {"bench"}
     named = [adapters] if isinstance(adapters, str | Path) else list(adapters)
     looked = Looked(read_facts(facts))
     if base or named:
@@ -110,7 +118,7 @@ def advise(
         from remerge.advice.looking import look
 
         looked = look(base, named, looked.facts, progress=progress)
-    return _advice(looked, named, facts, commands)
+    return _advice(looked, named, facts, commands, measured)
 
 
 def _advice(
@@ -118,6 +126,7 @@ def _advice(
     adapters: Sequence[Named],
     stated: Mapping[str, Any],
     commands: Collection[str],
+    measured: Slower | None,
 ) -> Advice:
     facts = looked.facts
     decided = decide(facts)
@@ -132,7 +141,7 @@ def _advice(
         summary=_SUMMARY[situation],
         possible=situation != "stuck",
         assumed=assumed,
-        costs=costs_of(looked, measure_of(looked.base, adapters, commands)),
+        costs=costs_of(looked, measure_of(looked.base, adapters, commands), measured),
         changes=flips(facts),
         next=lines[0],
         after=lines[1:],

@@ -8,6 +8,7 @@ from statistics import mean, median
 
 from remerge.advice.facts import Facts
 from remerge.advice.looked import Copy, Looked
+from remerge.advice.measured import Slower
 from remerge.advice.rules import rules
 from remerge.artefacts.store.store import Store
 from remerge.errors import RemergeError
@@ -35,7 +36,7 @@ class MergeCosts:
 class KeepCosts:
     """One base and ``adapters``, all of them on the GPU at once, in 16 bits. A token takes from
     ``slower_by[0]`` to ``slower_by[1]`` times as long as merged, by ``slower_from``; ``measure`` is
-    the command that tells for this model, where there is one."""
+    the command that tells for this model, where there is one and it was not measured."""
 
     adapters: int
     base_bytes: int | None
@@ -54,8 +55,9 @@ class Costs:
     keep: KeepCosts
 
 
-def costs_of(looked: Looked, measure: str | None) -> Costs:
-    """Both sides, for the variants there are (one where that is not known)."""
+def costs_of(looked: Looked, measure: str | None, measured: Slower | None = None) -> Costs:
+    """Both sides, for the variants there are (one where that is not known); what was ``measured``
+    takes the place of the general range."""
     facts = looked.facts
     count = facts.variants or 1
     each = facts.copy_bytes
@@ -73,6 +75,9 @@ def costs_of(looked: Looked, measure: str | None) -> Costs:
     served = facts.served_base_bytes
     slots = None if facts.adapter_bytes is None else count * facts.adapter_bytes
     unmerged = rules().forecast["unmerged"]
+    slower_by, slower_from = unmerged.slower_by, unmerged.source
+    if measured is not None:
+        slower_by, slower_from = (measured.low, measured.high), measured.source
     keep = KeepCosts(
         adapters=count,
         base_bytes=looked.base_bytes,
@@ -80,8 +85,8 @@ def costs_of(looked: Looked, measure: str | None) -> Costs:
         disk_bytes=_sum(looked.base_bytes, None if adapter is None else count * adapter),
         gpu_bytes=_sum(served, slots),
         seconds=0.0,
-        slower_by=unmerged.slower_by,
-        slower_from=unmerged.source,
+        slower_by=slower_by,
+        slower_from=slower_from,
         measure=measure,
     )
     return Costs(merge, keep)

@@ -87,9 +87,10 @@ def read_slower(path: Path) -> Slower:
         )
     of = "processor time" if found.measure == "cpu" else "time"
     where = found.machine.gpus[0] if found.machine.gpus else found.machine.processor
+    unclear = ", which show no difference" if gain.low <= 1 <= gain.high else ""
     return Slower(
         low=gain.low,
         high=gain.high,
         source=f"measured by remerge bench in {found.engine} on {where}: {gain.value:.2f} times "
-        f"the {of}, 95 % interval, {gain.rounds} rounds",
+        f"the {of}, 95 % interval, {gain.rounds} rounds{unclear}",
     )

@@ -27,7 +27,7 @@ def bench(
     prompts: Source | None = None,
     max_tokens: int = 64,
     requests: int | None = None,
-    repeats: int = 6,
+    repeats: int = 8,
     threads: int | None = None,
     dtype: str = "auto",
     seed: int | None = None,

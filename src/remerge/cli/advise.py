@@ -52,6 +52,9 @@ _QUESTIONS = {
 @click.option("--disk", metavar="SIZE", help="Room on disk for models, e.g. 500GB.")
 @click.option("--gpu-memory", metavar="SIZE", help="Memory of the GPUs that serve, e.g. 24GiB.")
 @click.option(
+    "--bench", metavar="FILE", help="What remerge bench -o wrote: its figures, and no general ones."
+)
+@click.option(
     "--facts",
     "file",
     metavar="FILE",
@@ -64,6 +67,7 @@ def command(
     file: str | None,
     adapters: tuple[str, ...],
     base: str | None,
+    bench: str | None,
     as_json: bool,
     quiet: bool,
     verbose: bool,
@@ -92,6 +96,7 @@ def command(
     told = remerge.advise(
         base=base or inputs["base"],
         adapters=adapters or inputs["adapter"],
+        bench=bench,
         progress=not (quiet or as_json),
         **({} if known is None else {"commands": known}),
         **facts,
@@ -216,7 +221,7 @@ def _costs(costs: Costs) -> list[tuple[str, str]]:
             f"{_size(keep.base_bytes)} + {keep.adapters} x {_size(keep.adapter_bytes_each)} = "
             f"{_size(keep.disk_bytes)} on disk, {_size(keep.gpu_bytes)} on the GPU",
         ),
-        ("  time", f"a token takes {low:g} to {high:g} times as long: {keep.slower_from}"),
+        ("  time", f"a token takes {low:.3g} to {high:.3g} times as long: {keep.slower_from}"),
     ]
     if keep.measure is not None:
         rows.append(("  measure", keep.measure))

@@ -48,7 +48,7 @@ from remerge.errors import UsageError
 @click.option(
     "--repeats",
     type=click.IntRange(1),
-    default=6,
+    default=8,
     show_default=True,
     metavar="N",
     help="Rounds; fewer than 6 give no interval.",
