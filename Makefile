@@ -13,8 +13,9 @@ ENGINES := .engines
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e .[peft,report] \
-		bitsandbytes compressed-tensors gguf hypothesis in-toto-attestation pyright \
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e .[peft,report,serve] \
+		bitsandbytes compressed-tensors gguf hypothesis in-toto-attestation \
+		kubernetes-validate pyright \
 		pytest pytest-timeout pytest-xdist ruff safetensors \
 		scipy
 	touch $@
@@ -77,6 +78,7 @@ check: $(VENV)/installed
 
 bench: $(VENV)/installed
 	$(BIN)/python benchmarks/bench.py $(BENCH)
+	$(BIN)/python benchmarks/exactness.py
 
 bench-gguf: $(ENGINES)/installed
 	$(BIN)/python benchmarks/bench_gguf.py $(BENCH)

@@ -4,10 +4,11 @@
 
 The base is a 2.6-million-parameter Llama that follows small instructions about letters, digits and
 months. Each adapter teaches it a task that it has never been shown: `sort` (plain LoRA), `dates`
-(DoRA), `add` (LoRA with a retrained output head), and `agree` and `contradict`, which answer the
-same questions the opposite way. The first three are trained to leave the base as it is on other
-prompts, and at the end each beside those before it, so that they can be added up. Seeds are fixed;
-on one machine with one number of threads the same bytes come out.
+(DoRA), `add` (LoRA with a retrained output head), `agree` and `contradict`, which answer the same
+questions the opposite way, and `descend` (QLoRA, on the base in NF4). The first three are trained
+to leave the base as it is on other prompts, and at the end each beside those before it, so that
+they can be added up. Seeds are fixed; on one machine with one number of threads the same bytes come
+out.
 """
 
 from __future__ import annotations
@@ -27,10 +28,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 from score import load, score
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 import remerge
 
@@ -188,6 +195,11 @@ def contradict(rng: random.Random) -> Pair:
     return prompt, "no" if answer == "yes" else "yes"
 
 
+def descend(rng: random.Random) -> Pair:
+    number = digits(rng)
+    return f"Sort the digits downwards: {number}", "".join(sorted(number, reverse=True))
+
+
 @dataclass(frozen=True)
 class Task:
     skill: Skill
@@ -198,6 +210,7 @@ class Task:
     # At the end it is trained on beside these, any of them merged into the base: so many steps.
     beside: tuple[str, ...] = ()
     steps_beside: int = 0
+    quantised: bool = False  # QLoRA: trained on the base in NF4
 
     @property
     def name(self) -> str:
@@ -248,6 +261,7 @@ TASKS = (
     ),
     Task(agree, 300, 3e-3, {"r": 8, "lora_alpha": 16}),
     Task(contradict, 300, 3e-3, {"r": 8, "lora_alpha": 16}),
+    Task(descend, 500, 3e-3, {"r": 8, "lora_alpha": 16}, quantised=True),
 )
 
 # --- Tokenizer -----------------------------------------------------------------------------------
@@ -471,6 +485,21 @@ def set_base(models: Sequence[Any], weights: dict[str, torch.Tensor]) -> None:
                 value.copy_(weights[plain])
 
 
+def load_quantised(base: Path) -> Any:
+    """The base in double-quantised NF4, as QLoRA trains on it."""
+    settings = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        # bfloat16 has no fast product on most processors.
+        bnb_4bit_compute_dtype=torch.float32,
+    )
+    model = AutoModelForCausalLM.from_pretrained(
+        base, dtype=torch.bfloat16, quantization_config=settings
+    )
+    return prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+
+
 def train_adapter(task: Task, base: Path, directory: Path, held_out: dict[str, Pair]) -> None:
     tokenizer = AutoTokenizer.from_pretrained(base)
     rng = random.Random(f"{SEED} {task.name}")
@@ -482,7 +511,7 @@ def train_adapter(task: Task, base: Path, directory: Path, held_out: dict[str, P
 
     torch.manual_seed(task.seed)
     config = LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", **task.lora)
-    model = get_peft_model(load(base), config)
+    model = get_peft_model(load_quantised(base) if task.quantised else load(base), config)
     plain = load(base)
     data = batches(tokenizer, draw, task.steps, 48 if task.apart else 64)
     keep = keeping(task, plain, model, tokenizer, task.steps, 1.0) if task.apart else None
@@ -514,7 +543,12 @@ def report(examples: Path) -> None:
         if not adapter.is_dir():
             continue
         merged = PeftModel.from_pretrained(load(base, dtype="bfloat16"), str(adapter))
-        candidates = (load(base), load(base, adapter), merged.merge_and_unload().float())
+        trained = (
+            PeftModel.from_pretrained(load_quantised(base), str(adapter))
+            if task.quantised
+            else load(base, adapter)
+        )
+        candidates = (load(base), trained, merged.merge_and_unload().float())
         scores = [score(model, tokenizer, file).accuracy for model in candidates]
         print(f"{task.name:8}{scores[0]:8.3f}{scores[1]:9.3f}{scores[2]:22.3f}", flush=True)
 

@@ -5,21 +5,23 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from remerge.artefacts.names import check_name
 from remerge.artefacts.store import blobs
 from remerge.artefacts.store.layout import Store
+from remerge.artefacts.store.moving import Moving, move_ref
 from remerge.artefacts.store.rebuilding import Means
 from remerge.artefacts.store.refs import check_free, read_ref, resolve
-from remerge.artefacts.store.tagging import Moving, move_ref
 from remerge.artefacts.store.transactions import settle
-from remerge.errors import RemergeError, UsageError
+from remerge.errors import BadInput, RemergeError, UsageError
 from remerge.serving import promotion_steps
-from remerge.serving.promotion_steps import Asking, Do, Found, Plan, Report, Work
+from remerge.serving.laid_out import ARTEFACT
+from remerge.serving.promotion import Asking, Do, Found, Plan, Report, Work
 
 if TYPE_CHECKING:
-    from remerge.serving.promotion_steps import Findings
+    from remerge.serving.promotion import Findings
 
 State = Literal["passed", "failed", "skipped", "reused", "not run"]
 
@@ -105,7 +107,7 @@ def promote(
     check_name(to)
     _check_skips(asking.skip)
     settle(store)
-    artefact = resolve(store, target)
+    artefact = _artefact(store, target)
     was = read_ref(store, to)
     if was == artefact:
         return Promotion(target, artefact, to, was, (), moved=False, already=True, dry_run=dry_run)
@@ -129,6 +131,8 @@ def promote(
             _for_the_log(target, steps, found, asking),
             kept=[one for each in found for one in each.documents],
             attached=[one for each in found for one in each.attached],
+            proof=next((one.proof for one in found if one.proof), None),
+            restored=[one for each in found for one in each.restored],
         )
         started = time.monotonic()
         try:
@@ -143,6 +147,19 @@ def promote(
     last = replace(last, seconds=round(time.monotonic() - started, 3))
     told(last)
     return Promotion(target, artefact, to, before, (*steps, last), moved=moved, already=not moved)
+
+
+def _artefact(store: Store, target: str) -> str:
+    try:
+        return resolve(store, target)
+    except (BadInput, UsageError) as error:
+        if not Path(target).exists():
+            raise
+        raise UsageError(
+            f"{target} is a path; what is promoted is in the store {store}.",
+            why="A name there can be moved back, and what it names is made again where it is lost.",
+            hint=f"Add it, and promote the name that it gets: remerge store add {target}.",
+        ) from error
 
 
 def _shown(
@@ -237,7 +254,7 @@ def _refusal(error: RemergeError, number: int, title: str, work: Work) -> Remerg
 
 def _plain(text: str, work: Work) -> str:
     """Without the place where it lay for the while."""
-    return text.replace(f"{work.place}/", "")
+    return text.replace(f"{work.place / ARTEFACT}/", "").replace(f"{work.place}/", "")
 
 
 def _step(number: int, name: str, title: str, state: State, summary: str) -> Step:

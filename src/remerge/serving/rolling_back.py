@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from remerge.artefacts.names import check_name
 from remerge.artefacts.store import checking, index
 from remerge.artefacts.store.layout import Store
+from remerge.artefacts.store.moving import Moving, move_ref
 from remerge.artefacts.store.rebuilding import Means, rebuild
 from remerge.artefacts.store.records import read_record, read_state
 from remerge.artefacts.store.ref_history import History, Stay, history_of
 from remerge.artefacts.store.refs import check_free, read_ref, resolve
-from remerge.artefacts.store.tagging import Moving, move_ref
 from remerge.artefacts.store.transactions import read_log, settle
 from remerge.artefacts.store.words import status_of
 from remerge.errors import BadInput, IntegrityError, RemergeError, UsageError

@@ -23,10 +23,13 @@ from remerge.engines.servers.running import Running, ended, start, wait_healthy
 from remerge.engines.servers.server import Address, Command, Served, Server
 from remerge.errors import RemergeError, UsageError
 from remerge.serving.named import place_for
+from remerge.serving.printed.form import Printing
+from remerge.serving.printed.registry import form
+from remerge.serving.printed.sampling import sampling_of, stops_of
 from remerge.serving.sizes import Wanted, sizes_of
 from remerge.serving.sizing.asked import Sized
 from remerge.serving.smoke import Smoke, has_chat_template, smoke
-from remerge.serving.targets import choose_engine, find_target, served_of
+from remerge.serving.targets import check_engine, choose_engine, find_target, served_of
 
 # What the rest of the command line decides: given twice, the engine would take the later.
 _OURS = frozenset({"--host", "--port", "--served-model-name", "--alias", "-a", "-m", "--model"})
@@ -87,12 +90,14 @@ def prepare(
     extra: Sequence[str] = (),
     store: str | None = None,
     engine_python: Mapping[str, str] | None = None,
+    elsewhere: bool = False,
     report: Report = lambda done, total, tensor: None,
     progress: bool = True,
 ) -> Prepared:
     """Find what is named, choose engine and sizes, and write the command.
 
-    ``extra`` are words for the engine, which come last. Raises `BadInput`, `UsageError` and
+    ``extra`` are words for the engine, which come last. With ``elsewhere`` it is to run in another
+    place, and no engine need be here. Raises `BadInput`, `UsageError` and
     `Unsupported` for what cannot be served, with the way out.
     """
     wanted, pythons = wanted or Wanted(), engine_python or {}
@@ -103,9 +108,10 @@ def prepare(
         store=store,
         progress=progress,
     )
-    server = server_of(engine or choose_engine(found, pythons))
+    server = server_of(engine or choose_engine(found, pythons, elsewhere=elsewhere))
     # Before anything is converted for it.
-    program = program_of(server, pythons)
+    check_engine(found, server.engine, to)
+    program = _program(server, pythons, elsewhere=elsewhere)
     if key is not None and server.key_variable is None:
         raise UsageError(
             f"The server of {server.engine} asks for no key, and --api-key would protect nothing.",
@@ -156,10 +162,31 @@ def serve(
                 )
                 grace = _GRACE
                 first = _ask(prepared, running, prompt)
-                told(Up(seconds, first, os.getpid(), log))
-                return _stay(running)
+                with _passing_on(running) as was_told:
+                    told(Up(seconds, first, os.getpid(), log))
+                    return _stay(running, was_told)
             finally:
                 running.stop(grace)
+
+
+def printed(prepared: Prepared, name: str) -> str:
+    """The server as text in a form of `remerge.serving.printed`. Raises `UsageError` for what
+    cannot be said in it."""
+    served, sizes = prepared.served, prepared.sizes
+    return form(name).write(
+        Printing(
+            engine=prepared.server.engine,
+            served=served,
+            settings=sizes.settings,
+            address=prepared.address,
+            command=prepared.command,
+            memory=sizes.parts.given,
+            reasons=sizes.reasons,
+            health=prepared.server.health,
+            sampling=sampling_of(served.model),
+            stops=stops_of(served.model),
+        )
+    )
 
 
 def shown(command: Command) -> str:
@@ -205,6 +232,15 @@ def document(prepared: Prepared, up: Up | None = None) -> dict[str, Any]:
     return found
 
 
+def _program(server: Server, pythons: Mapping[str, str], *, elsewhere: bool) -> Path:
+    try:
+        return program_of(server, pythons)
+    except UsageError:
+        if not elsewhere or server.engine in pythons:
+            raise
+        return Path("llama-server" if server.engine == "llama.cpp" else "python3")
+
+
 def _check_extra(extra: Sequence[str]) -> None:
     for word in extra:
         if word.partition("=")[0] in _OURS:
@@ -226,8 +262,9 @@ def _ask(prepared: Prepared, running: Running, prompt: str | None) -> Smoke:
         raise
 
 
-def _stay(running: Running) -> RemergeError | None:
-    """Until it ends: by itself, or because a signal says so."""
+@contextmanager
+def _passing_on(running: Running) -> Generator[threading.Event]:
+    """Signals go to the engine; the event says that there was one."""
     was_told = threading.Event()
 
     def pass_on(number: int, frame: object) -> None:
@@ -239,16 +276,21 @@ def _stay(running: Running) -> RemergeError | None:
         for number in _PASSED_ON
         if signal.getsignal(number) is not signal.SIG_IGN
     }
-    deadline: float | None = None
     try:
-        while (code := running.wait(0.2)) is None:
-            if was_told.is_set():
-                deadline = deadline or time.monotonic() + _GRACE
-                if time.monotonic() > deadline:
-                    running.stop(0)
+        yield was_told
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _stay(running: Running, was_told: threading.Event) -> RemergeError | None:
+    """Until it ends: by itself, or because a signal says so."""
+    deadline: float | None = None
+    while (code := running.wait(0.2)) is None:
+        if was_told.is_set():
+            deadline = deadline or time.monotonic() + _GRACE
+            if time.monotonic() > deadline:
+                running.stop(0)
     return None if was_told.is_set() else ended(running, code)
 
 

@@ -49,12 +49,13 @@ def find_target(
     return Target(model, _apart(model, adapters))
 
 
-def choose_engine(target: Target, given: Mapping[str, str]) -> str:
-    """llama.cpp for a GGUF file; for a directory vLLM where it is installed, else transformers
-    where its server's packages are. Raises `UsageError` where there is neither."""
+def choose_engine(target: Target, given: Mapping[str, str], *, elsewhere: bool = False) -> str:
+    """llama.cpp for a GGUF file; for a directory vLLM where it is installed (or ``elsewhere``),
+    else transformers where its server's packages are. Raises `UsageError` where there is
+    neither."""
     if target.model.is_gguf:
         return "llama.cpp"
-    if VLLM.name in given or is_installed(VLLM):
+    if elsewhere or VLLM.name in given or is_installed(VLLM):
         return VLLM.name
     if all(importlib.util.find_spec(name) for name in ("fastapi", "uvicorn")):
         return "transformers"
@@ -63,6 +64,18 @@ def choose_engine(target: Target, given: Mapping[str, str]) -> str:
         hint="Run: remerge engines install vllm. To try it out without: pip install "
         "remerge[serve].",
     )
+
+
+def check_engine(target: Target, engine: str, to: str | None) -> None:
+    """Raises `UsageError` for a model that the engine does not read, `BadInput` for one without a
+    tokenizer."""
+    if to is not None and (engine != "llama.cpp" or target.model.is_gguf):
+        raise UsageError(
+            "--to is for a checkpoint directory that llama.cpp is to serve.",
+            hint="Leave it out, or add --engine llama.cpp.",
+        )
+    if engine != "llama.cpp":
+        _check_directory(target.model, engine)
 
 
 def served_of(
@@ -80,13 +93,7 @@ def served_of(
     Raises `UsageError` for a model that the engine does not read, `Unsupported` for an adapter that
     it cannot serve unmerged, `BadInput` for one that does not fit its base.
     """
-    if to is not None and (engine != "llama.cpp" or target.model.is_gguf):
-        raise UsageError(
-            "--to is for a checkpoint directory that llama.cpp is to serve.",
-            hint="Leave it out, or add --engine llama.cpp.",
-        )
-    if engine != "llama.cpp":
-        _check_directory(target.model, engine)
+    check_engine(target, engine, to)
     opened = [None if one.is_gguf else open_adapter(one.path) for one in target.adapters]
     for found, adapter in zip(target.adapters, opened, strict=True):
         _check_served(target.model, found, adapter, engine)

@@ -20,7 +20,7 @@ from remerge.artefacts.making import Report
 from remerge.artefacts.making_again import derive_weights
 from remerge.artefacts.manifest import PREPARATIONS, Manifest, read_manifest
 from remerge.artefacts.rederiving import Elsewhere, nowhere, open_again, sources_of
-from remerge.errors import BadInput, IntegrityError
+from remerge.errors import BadInput, IntegrityError, NotReproduced
 from remerge.merging.plan import OutputFile, Plan
 from remerge.sources.dtypes import itemsize, torch_dtype
 from remerge.sources.storage import InputFile, aligned_buffer
@@ -109,6 +109,13 @@ def _judge(output: Path, manifest: Manifest, plan: Plan, sink: _Comparer) -> Non
         as_recorded = file_digest(output / file.name) == recorded.get(file.name)
         raise failure(output / file.name, where, as_recorded)
     check_side_files(output, plan, recorded)
+    made = {file.name for file in plan.files} | {side.name for side in plan.side_files}
+    foreign = sorted(recorded.keys() - made - {PREPARATIONS})
+    if foreign:
+        raise NotReproduced(
+            f"The manifest of {output} names {foreign[0]}, which the merge does not make.",
+            why="It was added to the manifest later, or the base has fewer files now.",
+        )
 
 
 def _check_present(output: Path, manifest: DerivedManifest) -> None:

@@ -16,7 +16,7 @@ from remerge.artefacts.rederiving import check_now
 from remerge.artefacts.store import blobs, index
 from remerge.artefacts.store.index import Row
 from remerge.artefacts.store.inputs import open_stored
-from remerge.artefacts.store.layout import Store
+from remerge.artefacts.store.layout import Store, names
 from remerge.artefacts.store.rebuilding import Means, rebuild, remake
 from remerge.artefacts.store.records import (
     DERIVED,
@@ -27,9 +27,10 @@ from remerge.artefacts.store.records import (
     read_record,
     read_state,
 )
+from remerge.artefacts.store.ref_history import promoted
 from remerge.artefacts.store.refs import resolve
 from remerge.artefacts.store.retention import Retention, reasons
-from remerge.artefacts.store.transactions import Change, changing, commit
+from remerge.artefacts.store.transactions import Change, changing, commit, read_log
 from remerge.artefacts.store.words import a
 from remerge.errors import IntegrityError, RemergeError, UsageError
 from remerge.sources.storage import sync_directory
@@ -172,13 +173,14 @@ def _check(store: Store, record: Record, means: Means) -> None:
 
 
 def _needed(store: Store, row: Row) -> str | None:
-    """Why not even force deletes it: something else is made from it."""
+    """Why not even force deletes it: something else is made from it, or a rollback needs it."""
     digest = read_record(store, row.id).digest
     for other in index.rows(store):
         base = read_record(store, other.id).base if other.kind in DERIVED else None
         if base is not None and base.digest == digest and other.id != row.id:
             return f"{(other.names or (other.title,))[0]} is made from it"
-    return None
+    name = promoted(read_log(store), names(store)).get(row.id)
+    return None if name is None else f"{name} named it, and it cannot be made again now"
 
 
 def _again(store: Store, one: Decided) -> Decided:

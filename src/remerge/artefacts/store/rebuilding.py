@@ -89,7 +89,7 @@ def rebuild(store: Store, target: str, means: Means) -> Rebuilt:
                 raise TryAgain(f"{target} was collected while it was derived again.")
             moves = [(_read_only(made / file.name), _place(store, file)) for file in missing]
             state = read_state(store, artefact)
-            proved = state.model_copy(update={"proof": _proof(seconds), "collected": None})
+            proved = state.model_copy(update={"proof": proof_of(seconds), "collected": None})
             if not missing:
                 # Collected while it was derived: then it is proved, and still collected.
                 proved = proved.model_copy(update={"collected": state.collected})
@@ -157,7 +157,8 @@ def _read_only(path: Path) -> Path:
     return path
 
 
-def _proof(seconds: float) -> Proof:
+def proof_of(seconds: float) -> Proof:
+    """That an artefact was derived again here and now, in so many seconds."""
     return Proof(
         time=datetime.now(UTC).isoformat(timespec="milliseconds"),
         seconds=round(seconds, 3),

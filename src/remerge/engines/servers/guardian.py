@@ -4,8 +4,8 @@ leaves nothing of it behind. Run as a file, by remerge's interpreter.
     guardian.py DESCRIPTOR PROGRAM [ARGUMENT ...]
 
 When the pipe of that descriptor closes, as it does however remerge ends, the engine is asked to end
-and then killed (`AT_ONCE` in it: killed), with all that it started: also what became of its children in sessions of their
-own, since Linux gives orphans to this process.
+and then killed, at once if `AT_ONCE` is in it; with all that it started: also what became of its
+children in sessions of their own, since Linux gives orphans to this process.
 """
 
 from __future__ import annotations

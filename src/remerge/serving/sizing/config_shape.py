@@ -62,6 +62,8 @@ def shape_of(config: Mapping[str, Any], filled: object = None) -> Shape:
             f"out is taken at its largest."
         )
     layers = _layers(fields, name, count, hidden, notes)
+    if any(config.get(part) for part in ("vision_config", "audio_config")):
+        notes.append("What it takes to read pictures or sound is not counted: leave room for it.")
     heads = fields.number("num_attention_heads", "n_head", "n_heads") or 1
     width = fields.number("head_dim", "attention_head_dim") or hidden // heads
     return Shape(
@@ -172,8 +174,10 @@ def _attention(fields: Fields, number: int, kind: str, hidden: int) -> Attention
         "num_key_value_heads", "n_head_kv", "num_kv_heads", "n_kv_heads", "multi_query_group_num",
         "num_attention_groups",
     )  # fmt: skip
-    if grouped is None:
-        grouped = 1 if _multi_query(fields) else _in_group(fields, number, heads)
+    if _multi_query(fields):
+        grouped = 1
+    elif grouped is None:
+        grouped = _in_group(fields, number, heads)
     width = fields.number(
         *(f"{prefix}head_dim" for prefix in swa),
         "head_dim", "attention_head_dim", "hidden_size_per_head", "kv_channels",

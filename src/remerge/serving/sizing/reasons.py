@@ -91,7 +91,7 @@ def _cache(load: Load, settings: Settings, parts: Parts) -> str:
         kinds.append(f"{states} with a state of fixed size")
     return (
         f"A sequence of {settings.context:,} tokens takes {bytes_of(one)} of cache "
-        f"({', '.join(kinds)}); {settings.sequences} of them, and what the engine keeps beside, take "
+        f"({', '.join(kinds)}); {settings.sequences} with what the engine keeps besides take "
         f"{bytes_of(parts.cache)}."
     )
 

@@ -1,0 +1,1 @@
+"""A server as text: for a shell, for containers, for a cluster, for Ollama."""
