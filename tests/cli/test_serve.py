@@ -19,9 +19,12 @@ import click
 import pytest
 
 from remerge.cli import group
+from remerge.cli.serve import command
 from remerge.engines.servers.running import free_port
 from remerge.errors import RemergeError
+from remerge.serving.printed.registry import FORMS
 from tests.serving.fake_llama import llama_server, write_gguf
+from tests.tiny import write_base
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 Serve = Callable[..., subprocess.Popen[str]]
@@ -149,6 +152,52 @@ def test_print_starts_nothing(serve: Serve, place: Path, port: int):
     assert not answers(port)
 
 
+def run(*words: str) -> int:
+    """In this process: what starts no server."""
+    return group(["serve", *words], standalone_mode=False)
+
+
+@pytest.fixture
+def here(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(place / "cache"))
+    monkeypatch.setenv("REMERGE_STORE", str(place / "store"))
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    return place
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_every_form_is_printed_where_no_engine_is(
+    here: Path, capsys: pytest.CaptureFixture[str], name: str
+):
+    write_base(here / "merged")
+    (here / "merged" / "tokenizer.json").write_text("{}")
+    words = ["--memory", "4GiB", "--print", name]
+    target = "merged"
+    if name == "command":
+        target = "model.gguf"
+        words += ["--engine-python", f"llama.cpp={here / 'llama-server'}"]
+    assert run(target, *words) == 0
+    text = capsys.readouterr().out
+    assert "# Memory: 4.00 GiB" in text and str(here / target) in text
+    assert run(target, *words, "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["form"] == name and "smoke" not in told
+
+
+def test_print_may_stand_alone(here: Path, capsys: pytest.CaptureFixture[str]):
+    own = f"llama.cpp={here / 'llama-server'}"
+    for words in (["--print", "model.gguf"], ["model.gguf", "--print"], ["--print", "-q"]):
+        rest = [] if "model.gguf" in words else ["model.gguf"]
+        assert run("--engine-python", own, "--memory", "1GiB", *words, *rest) == 0
+        assert "llama-server -m" in capsys.readouterr().out
+
+
+def test_the_forms_are_those_there_are():
+    option = next(one for one in command.params if one.name == "form")
+    assert isinstance(option.type, click.Choice) and tuple(option.type.choices) == tuple(FORMS)
+
+
 def test_killed_it_leaves_no_engine(serve: Serve, place: Path, port: int):
     process = serve("model.gguf")
     wait_until(lambda: answers(port))
@@ -245,12 +294,10 @@ def test_the_key_is_asked_for_and_not_shown(serve: Serve, port: int):
         (["."], "directory of GGUF files"),
     ],
 )
-def test_refused(place: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], what: str):
-    (place / "empty").mkdir()
-    monkeypatch.chdir(place)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(place / "cache"))
-    monkeypatch.setenv("REMERGE_STORE", str(place / "store"))
-    own = f"llama.cpp={place / 'llama-server'}"
+def test_refused(here: Path, words: list[str], what: str):
+    (here / "empty").mkdir()
+    own = f"llama.cpp={here / 'llama-server'}"
     with pytest.raises((RemergeError, click.UsageError)) as caught:
-        group(["serve", "--engine-python", own, *words], standalone_mode=False)
-    assert what in (str(caught.value) or caught.value.format_message())
+        run("--engine-python", own, *words)
+    error = caught.value
+    assert what in (error.format_message() if isinstance(error, click.UsageError) else str(error))

@@ -30,6 +30,7 @@ from remerge.serving.sizing.asked import Asked, Sized
 from remerge.serving.sizing.cache import Layout, cache_bytes
 from remerge.serving.sizing.reading import read_memory, read_model, size_of
 from remerge.serving.sizing.shape import Attention, Layer, Shape
+from tests.engines.llama_models import train_sentencepiece
 from tests.engines.places import needs, python_of
 from tests.engines.process_trees import Watched, watched
 
@@ -196,6 +197,81 @@ def test_llama_cpp_at_its_limits(
     assert 0 < started.memory.peak <= given
     buffers = re.findall(r"KV buffer size = +([\d.]+) MiB", started.log.read_text())
     assert sum(map(float, buffers)) * 2**20 == pytest.approx(sized.settings.cache_bytes, abs=8192)
+
+
+_TINY: dict[str, Any] = {
+    "vocab_size": 2048,
+    "hidden_size": 256,
+    "intermediate_size": 256,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 8192,
+}
+_LATENT = {"kv_lora_rank": 64, "q_lora_rank": 64, "qk_rope_head_dim": 32, "v_head_dim": 32}
+_EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
+_KINDS: dict[str, Callable[[], Any]] = {
+    "qwen3": lambda: transformers.Qwen3Config(**_TINY, head_dim=64),
+    "gemma3": lambda: transformers.Gemma3TextConfig(
+        **_TINY, head_dim=64, sliding_window=600, bos_token_id=1, eos_token_id=2
+    ),
+    "gpt_oss": lambda: transformers.GptOssConfig(
+        **_TINY, **_EXPERTS, head_dim=64, sliding_window=600
+    ),
+    "deepseek_v2": lambda: transformers.DeepseekV2Config(
+        **{**_TINY, "num_key_value_heads": 4},
+        **_LATENT,
+        qk_nope_head_dim=32,
+        n_routed_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=128,
+        n_shared_experts=1,
+        n_group=1,
+        topk_group=1,
+    ),
+    "lfm2": lambda: transformers.Lfm2Config(
+        **_TINY, layer_types=["conv", "full_attention"] * 4, block_auto_adjust_ff_dim=False
+    ),
+    "mamba2": lambda: transformers.Mamba2Config(
+        vocab_size=2048,
+        hidden_size=256,
+        num_hidden_layers=4,
+        num_heads=8,
+        head_dim=64,
+        state_size=32,
+        n_groups=1,
+    ),
+}
+
+
+@_marked("llama.cpp")
+@pytest.mark.parametrize("kind", _KINDS)
+def test_caches_of_all_kinds_against_llama_cpps_own(kind: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    base = tmp_path / "base"
+    transformers.AutoModelForCausalLM.from_config(_KINDS[kind]()).save_pretrained(base)
+    for file in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+        shutil.copy(_BASE / file, base)
+    if kind == "gemma3":
+        train_sentencepiece(python_of("llama.cpp"), base / "tokenizer.model")
+        (base / "tokenizer.json").unlink()
+        (base / "special_tokens_map.json").unlink()
+        named = {"tokenizer_class": "GemmaTokenizer", "add_bos_token": True, "bos_token": "<s>"}
+        named |= {"eos_token": "</s>", "unk_token": "<unk>"}
+        (base / "tokenizer_config.json").write_text(json.dumps(named))
+    model = _gguf(base, tmp_path / "model.gguf")
+    sized = size_of(
+        model, "llama.cpp", Asked(context=2000, sequences=2), read_memory(10**9, gpu=False)
+    )
+    with _running("llama.cpp", model, sized, tmp_path / "log") as started:
+        log = started.log.read_text()
+    # What is tried without memory first is said as well.
+    said = log[log.rindex("llama_context: n_ctx ") :]
+    found = [float(size) for size in re.findall(r"(?:KV|RS) buffer size = +([\d.]+) MiB", said)]
+    assert found
+    assert sum(found) * 2**20 == pytest.approx(sized.settings.cache_bytes, abs=10_500 * len(found))
+    (computing,) = re.findall(r"CPU compute buffer size = +([\d.]+) MiB", said)
+    assert float(computing) * 2**20 < sized.parts.compute
 
 
 @_marked("vllm")

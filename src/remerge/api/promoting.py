@@ -50,7 +50,7 @@ def promote(
     one by its name. Raises the error of the first step that fails, with nothing moved.
     """
     from remerge.serving import promoting
-    from remerge.serving.promotion_steps import Asking
+    from remerge.serving.promotion import Asking
 
     asking = Asking(
         gate=dict(gate or {}),

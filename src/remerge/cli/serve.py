@@ -8,13 +8,22 @@ import click
 
 from remerge.cli.extra_words import WithExtra, extra_words
 from remerge.cli.options import engine_python, json_output, pythons, quiet, store
-from remerge.cli.output import print_json, print_table, printable, progress
+from remerge.cli.output import print_json, print_notes, print_table, printable, progress
 
 if TYPE_CHECKING:
     from remerge.serving.serve import Prepared, Up
 
 
-@click.command("serve", cls=WithExtra, short_help="Start an engine with a model, well sized.")
+# Of remerge.serving.printed; importing it would take time.
+_FORMS = ("command", "compose", "compose-tgi", "kubernetes", "modelfile")
+
+
+@click.command(
+    "serve",
+    cls=WithExtra,
+    alone={"--print": _FORMS},
+    short_help="Start an engine with a model, well sized.",
+)
 @click.argument("target", metavar="TARGET")
 @click.option(
     "--engine",
@@ -55,7 +64,13 @@ if TYPE_CHECKING:
     metavar="SECONDS",
     help="How long it may take until it answers.",
 )
-@click.option("--print", "form", is_flag=True, help="Print the command, and start nothing.")
+@click.option(
+    "--print",
+    "form",
+    type=click.Choice(_FORMS),
+    metavar="[FORM]",
+    help=f"Print it and start nothing: {', '.join(_FORMS)}.",
+)
 @click.option(
     "--threads",
     type=click.IntRange(1, 256),
@@ -83,7 +98,7 @@ def command(
     to: str | None,
     prompt: str | None,
     startup_timeout: float,
-    form: bool,
+    form: str | None,
     threads: int | None,
     engine_python: tuple[str, ...],
     place: str | None,
@@ -100,13 +115,13 @@ def command(
     \b
     remerge serve ./merged --context 8192 --memory 12GiB
     remerge serve ./base+./adapter --engine vllm -- --enforce-eager
-    remerge serve production --print
+    remerge serve production --print kubernetes
 
     Once it answers, exit code 0 means that it ended because it was told to.
     """
     from remerge.engines.servers.server import Address
     from remerge.merging.recipe import parse_size
-    from remerge.serving.serve import document, prepare, serve
+    from remerge.serving.serve import document, prepare, printed, serve, shown
     from remerge.serving.sizes import Wanted
 
     wanted = Wanted(
@@ -131,17 +146,24 @@ def command(
             extra=extra_words(),
             store=place,
             engine_python=pythons(engine_python),
+            elsewhere=form not in (None, "command"),
             report=report,
             progress=not (quiet or as_json),
         )
-    if form:
+    if form is not None:
+        text = printed(prepared, form)
+        if api_key is not None:
+            variable = prepared.server.key_variable
+            print_notes([f"The key is not in what is printed: give the engine {variable}."])
         if as_json:
-            print_json(document(prepared))
+            print_json({**document(prepared), "form": form, "text": text})
         else:
-            _print_prepared(prepared, comment=True)
+            click.echo(text, nl=not text.endswith("\n"))
         return 0
     if not (as_json or quiet):
-        _print_prepared(prepared, comment=False)
+        for reason in prepared.sizes.reasons:
+            click.echo(f"  {reason}")
+        click.echo(f"$ {shown(prepared.command)}")
 
     def told(up: Up) -> None:
         if as_json:
@@ -155,18 +177,6 @@ def command(
     # With --json standard output has had its one document.
     click.echo(f"error: {' '.join(printable(str(failure)).split())}", err=True)
     return failure.exit_code
-
-
-def _print_prepared(prepared: Prepared, *, comment: bool) -> None:
-    """The reasoning, and the command to copy: as a shell script would have them, or to be read."""
-    from remerge.serving.serve import shown
-
-    for reason in prepared.sizes.reasons:
-        click.echo(f"# {reason}" if comment else f"  {reason}")
-    if comment:
-        click.echo(shown(prepared.command))
-    else:
-        click.echo(f"$ {shown(prepared.command)}")
 
 
 def _print_up(prepared: Prepared, up: Up) -> None:

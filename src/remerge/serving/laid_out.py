@@ -15,6 +15,10 @@ from remerge.artefacts.store.layout import Store
 from remerge.artefacts.store.rebuilding import Means, make, remake
 from remerge.artefacts.store.records import Record, State, read_record
 
+# Below it lies nothing else: an artefact may be called anything.
+ARTEFACT = "artefact"
+_LONGEST = 60
+
 
 @dataclass(frozen=True)
 class LaidOut:
@@ -36,7 +40,8 @@ def lay_out_artefact(
     What was collected is derived again, each file held to its digest. Raises as
     `remerge.artefacts.store.inputs.open_stored` where base or adapters are missing or others.
     """
-    folder = place / name
+    folder = place / ARTEFACT / name
+    folder.parent.mkdir()
     if not record.derived:
         lay_out(store, record, folder)
         _attach(store, state, folder)
@@ -78,8 +83,8 @@ def _named(records: Sequence[InputRecord], paths: Sequence[Path], place: Path) -
     """Inputs under the names that their users know: a set of questions may bear one."""
     found: list[Path] = []
     for number, (record, path) in enumerate(zip(records, paths, strict=True)):
-        last = record.name.rstrip("/").rpartition("/")[2] or "input"
-        link = place / str(number) / last
+        last = record.name.rstrip("/").rpartition("/")[2].replace("\0", "")[:_LONGEST]
+        link = place / str(number) / ("input" if last in ("", ".", "..") else last)
         link.parent.mkdir(parents=True)
         link.symlink_to(path.absolute())
         found.append(link)

@@ -17,10 +17,11 @@ from remerge.artefacts.store.refs import check_free, read_ref, resolve
 from remerge.artefacts.store.transactions import settle
 from remerge.errors import BadInput, RemergeError, UsageError
 from remerge.serving import promotion_steps
-from remerge.serving.promotion_steps import Asking, Do, Found, Plan, Report, Work
+from remerge.serving.laid_out import ARTEFACT
+from remerge.serving.promotion import Asking, Do, Found, Plan, Report, Work
 
 if TYPE_CHECKING:
-    from remerge.serving.promotion_steps import Findings
+    from remerge.serving.promotion import Findings
 
 State = Literal["passed", "failed", "skipped", "reused", "not run"]
 
@@ -253,7 +254,7 @@ def _refusal(error: RemergeError, number: int, title: str, work: Work) -> Remerg
 
 def _plain(text: str, work: Work) -> str:
     """Without the place where it lay for the while."""
-    return text.replace(f"{work.place}/", "")
+    return text.replace(f"{work.place / ARTEFACT}/", "").replace(f"{work.place}/", "")
 
 
 def _step(number: int, name: str, title: str, state: State, summary: str) -> Step:

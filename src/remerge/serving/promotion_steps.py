@@ -6,107 +6,29 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from remerge.artefacts.adapter_manifest import is_combined
 from remerge.artefacts.store import blobs, checking, describing
-from remerge.artefacts.store.layout import Store
 from remerge.artefacts.store.lending import lent_inputs
-from remerge.artefacts.store.rebuilding import Means, proof_of
-from remerge.artefacts.store.records import (
-    Proof,
-    Record,
-    State,
-    StoredFile,
-    read_record,
-    read_state,
-)
+from remerge.artefacts.store.rebuilding import proof_of
+from remerge.artefacts.store.records import Record, StoredFile
 from remerge.artefacts.store.words import a
-from remerge.artefacts.test_result import TESTS
+from remerge.artefacts.test_result import TESTS, Figures
 from remerge.engines.environments import is_installed
 from remerge.engines.registry import engine_of
 from remerge.engines.scorers import SCORERS
-from remerge.errors import IntegrityError, NotReproduced, RemergeError
+from remerge.errors import BadInput, IntegrityError, NotReproduced
 from remerge.merging.budget import DEFAULT
-from remerge.serving.laid_out import LaidOut, lay_out_artefact
+from remerge.serving.laid_out import lay_out_artefact
+from remerge.serving.promotion import Found, Report, Work
 
 if TYPE_CHECKING:
-    from remerge.artefacts.test_result import Figures
     from remerge.serving.earlier_comparison import Earlier
-    from remerge.validation.check import CheckReport
-    from remerge.validation.compare import CompareReport
     from remerge.validation.comparison_asked import Asked
-    from remerge.validation.findings import VerifyReport
-
-    Findings = VerifyReport | CompareReport | CheckReport
-
-State_ = Literal["passed", "failed", "skipped", "reused"]
-Report = Callable[[int, int, str], None]
-
-
-@dataclass(frozen=True)
-class Asking:
-    """What a promotion is to show. ``gate`` is that of `remerge.compare`, ``form`` the format whose
-    limits hold, ``engine`` who will serve it (None: by what it is); ``anew`` asks nothing of
-    earlier comparisons; ``skip`` says why a step is left out, by its name."""
-
-    gate: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    form: str | None = None
-    engine: str | None = None
-    anew: bool = False
-    skip: Mapping[str, str] = field(default_factory=dict[str, str])
-
-
-@dataclass(frozen=True)
-class Found:
-    """What a step found. ``shown`` goes into the log, ``documents`` are kept with their digests
-    there; ``attached`` are files that now belong to the artefact, in the staging, and ``restored``
-    those of it that had been collected; ``proof`` says that it was derived again."""
-
-    summary: str
-    state: State_ = "passed"
-    findings: Findings | None = None
-    shown: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    documents: tuple[blobs.Staged, ...] = ()
-    attached: tuple[tuple[StoredFile, blobs.Staged], ...] = ()
-    proof: Proof | None = None
-    restored: tuple[tuple[StoredFile, Path], ...] = ()
-    refused: RemergeError | None = None
-
-
-@dataclass
-class Work:
-    """A promotion under way: ``artefact`` is its id, ``name`` what the user calls it, ``place`` a
-    directory of the store's staging, ``laid`` what the first step laid out there."""
-
-    store: Store
-    artefact: str
-    name: str
-    place: Path
-    asking: Asking
-    means: Means
-    laid: LaidOut | None = None
-
-    @property
-    def record(self) -> Record:
-        return read_record(self.store, self.artefact)
-
-    @property
-    def state(self) -> State:
-        return read_state(self.store, self.artefact)
-
-    @property
-    def lying(self) -> LaidOut:
-        assert self.laid is not None, "the first step lays it out"
-        return self.laid
-
-
-# What is told of a step before it is done, and what does it.
-Plan = Callable[[Work], str]
-Do = Callable[[Work, Report], Found]
 
 
 def verify(work: Work, report: Report) -> Found:
@@ -124,9 +46,13 @@ def verify(work: Work, report: Report) -> Found:
         )
     shown = {"files": checked.files, "bytes": checked.nbytes}
     started = time.monotonic()
-    laid = work.laid = lay_out_artefact(
-        work.store, record, state, work.name, work.place, work.means
-    )
+    try:
+        laid = lay_out_artefact(work.store, record, state, work.name, work.place, work.means)
+    except BadInput as error:
+        # There is no option that names an input: the store is where it is kept.
+        hint = "Keep base and adapters in the store: remerge store add PATH; then the same again."
+        raise type(error)(error.what, why=error.why, hint=hint) from error
+    work.laid = laid
     if laid.made_again:
         summary = f"it was collected; {len(record.files)} files, every byte as derived again"
         proof = proof_of(time.monotonic() - started)

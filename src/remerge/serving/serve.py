@@ -23,6 +23,9 @@ from remerge.engines.servers.running import Running, ended, start, wait_healthy
 from remerge.engines.servers.server import Address, Command, Served, Server
 from remerge.errors import RemergeError, UsageError
 from remerge.serving.named import place_for
+from remerge.serving.printed.form import Printing
+from remerge.serving.printed.registry import form
+from remerge.serving.printed.sampling import sampling_of, stops_of
 from remerge.serving.sizes import Wanted, sizes_of
 from remerge.serving.sizing.asked import Sized
 from remerge.serving.smoke import Smoke, has_chat_template, smoke
@@ -87,12 +90,14 @@ def prepare(
     extra: Sequence[str] = (),
     store: str | None = None,
     engine_python: Mapping[str, str] | None = None,
+    elsewhere: bool = False,
     report: Report = lambda done, total, tensor: None,
     progress: bool = True,
 ) -> Prepared:
     """Find what is named, choose engine and sizes, and write the command.
 
-    ``extra`` are words for the engine, which come last. Raises `BadInput`, `UsageError` and
+    ``extra`` are words for the engine, which come last. With ``elsewhere`` it is to run in another
+    place, and no engine need be here. Raises `BadInput`, `UsageError` and
     `Unsupported` for what cannot be served, with the way out.
     """
     wanted, pythons = wanted or Wanted(), engine_python or {}
@@ -103,10 +108,10 @@ def prepare(
         store=store,
         progress=progress,
     )
-    server = server_of(engine or choose_engine(found, pythons))
+    server = server_of(engine or choose_engine(found, pythons, elsewhere=elsewhere))
     # Before anything is converted for it.
     check_engine(found, server.engine, to)
-    program = program_of(server, pythons)
+    program = _program(server, pythons, elsewhere=elsewhere)
     if key is not None and server.key_variable is None:
         raise UsageError(
             f"The server of {server.engine} asks for no key, and --api-key would protect nothing.",
@@ -164,6 +169,26 @@ def serve(
                 running.stop(grace)
 
 
+def printed(prepared: Prepared, name: str) -> str:
+    """The server as text in a form of `remerge.serving.printed`. Raises `UsageError` for what
+    cannot be said in it."""
+    served, sizes = prepared.served, prepared.sizes
+    return form(name).write(
+        Printing(
+            engine=prepared.server.engine,
+            served=served,
+            settings=sizes.settings,
+            address=prepared.address,
+            command=prepared.command,
+            memory=sizes.parts.given,
+            reasons=sizes.reasons,
+            health=prepared.server.health,
+            sampling=sampling_of(served.model),
+            stops=stops_of(served.model),
+        )
+    )
+
+
 def shown(command: Command) -> str:
     """A command as a shell takes it: variables first."""
     variables = [f"{name}={shlex.quote(value)}" for name, value in command.variables.items()]
@@ -205,6 +230,15 @@ def document(prepared: Prepared, up: Up | None = None) -> dict[str, Any]:
             },
         }
     return found
+
+
+def _program(server: Server, pythons: Mapping[str, str], *, elsewhere: bool) -> Path:
+    try:
+        return program_of(server, pythons)
+    except UsageError:
+        if not elsewhere or server.engine in pythons:
+            raise
+        return Path("llama-server" if server.engine == "llama.cpp" else "python3")
 
 
 def _check_extra(extra: Sequence[str]) -> None:

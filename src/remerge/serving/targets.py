@@ -49,12 +49,13 @@ def find_target(
     return Target(model, _apart(model, adapters))
 
 
-def choose_engine(target: Target, given: Mapping[str, str]) -> str:
-    """llama.cpp for a GGUF file; for a directory vLLM where it is installed, else transformers
-    where its server's packages are. Raises `UsageError` where there is neither."""
+def choose_engine(target: Target, given: Mapping[str, str], *, elsewhere: bool = False) -> str:
+    """llama.cpp for a GGUF file; for a directory vLLM where it is installed (or ``elsewhere``),
+    else transformers where its server's packages are. Raises `UsageError` where there is
+    neither."""
     if target.model.is_gguf:
         return "llama.cpp"
-    if VLLM.name in given or is_installed(VLLM):
+    if elsewhere or VLLM.name in given or is_installed(VLLM):
         return VLLM.name
     if all(importlib.util.find_spec(name) for name in ("fastapi", "uvicorn")):
         return "transformers"

@@ -81,7 +81,7 @@ class Simulated:
         answer = Answer(max_tokens, seconds / 10, (seconds / tokens,) * (max_tokens - 1))
         found = [answer] * len(prompts)
         # Not while it is warmed up, which everything must survive.
-        if self.fails_at == concurrency and len(self.asked) > 4:
+        if self.fails_at == concurrency and len(prompts) > concurrency:
             found[0] = Answer(0, None, (), "500 it is tired")
         return found, seconds
 

@@ -33,7 +33,7 @@ def test_it_holds_what_the_signed_rank_test_does_not_reject(ratios: list[float])
             continue
         for way, rejected in ((outwards, True), (-outwards, False)):
             told = stats.wilcoxon(logs - (math.log(end) + way * step), method="exact")
-            assert (told.pvalue <= 0.05) is rejected or found.low == found.high
+            assert bool(told.pvalue <= 0.05) is rejected or found.low == found.high
 
 
 @given(RATIOS)
@@ -67,7 +67,7 @@ def overall(machine: Machine, merged: float, adapter: float, **how: object) -> G
     return next(gain for gain in found if gain.concurrency is None)
 
 
-RUNS = 400
+RUNS = 200
 
 
 @pytest.mark.parametrize("ratio", [1.0, 1.3])
@@ -106,8 +106,11 @@ def test_two_benchmarks_overlap():
 
 
 def test_a_difference_that_is_there_is_found():
-    found = [overall(Machine(seed, noise=0.03), 0.001, 0.0013) for seed in range(100)]
-    assert sum("1.3" in gain.says or gain.low > 1 for gain in found if gain.low) >= 95
+    found = [
+        overall(Machine(seed, noise=0.03, busy=0.02), 0.001, 0.0013, rounds=8)
+        for seed in range(100)
+    ]
+    assert sum(gain.low > 1 for gain in found if gain.low is not None) >= 90
 
 
 def test_servers_that_are_kept_hide_what_differs_between_starts():

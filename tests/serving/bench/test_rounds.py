@@ -65,5 +65,5 @@ def test_what_fails_while_it_is_warmed_up_is_not_measured(monkeypatch: pytest.Mo
         return [Answer(0, None, (), "500 no room")], 1.0
 
     monkeypatch.setattr(Simulated, "load", fails)
-    with pytest.raises(TryAgain, match=r"500 no room.* --concurrency"):
+    with pytest.raises(TryAgain, match=r"500 no room.*--concurrency"):
         simulated(Machine(1))

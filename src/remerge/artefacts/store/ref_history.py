@@ -59,6 +59,9 @@ def history_of(name: str, log: Sequence[Mapping[str, Any]]) -> History:
             del before[max(0, len(before) - back) :]
         elif now is not None:
             before.append(now)
+        elif before and before[-1].artefact == artefact:
+            # Taken away and given again.
+            before.pop()
         now = stay
         every.append(stay)
     return History(now, tuple(reversed(before)), tuple(every))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from remerge.cli.options import json_output, quiet, store
-from remerge.cli.output import print_json
+from remerge.cli.output import print_json, printable
 
 
 @click.command("log")
@@ -27,6 +27,8 @@ def command(target: str | None, place: str | None, as_json: bool, quiet: bool) -
         was = entry.get("was")
         before = f", was {was[:12]}" if was and was != entry["artefact"] else ""
         artefact = entry["artefact"][:12]
+        for step, reason in entry.get("skipped", {}).items():
+            before += f", WITHOUT {step}: {printable(reason)}"
         click.echo(
             f"{entry['time'][:19]}  {entry['action']:<8} {artefact}  {entry['name']}{before}"
         )

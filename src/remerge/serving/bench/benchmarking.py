@@ -92,6 +92,11 @@ def benchmark(asked: Asked, report: Report) -> Benchmark:
     sources = find_sources(asked.base, asked.adapter, asked.output)
     engine = asked.engine or _usual(sources, asked.pythons)
     check_engine(engine, sources)
+    if engine == "llama.cpp" and asked.dtype != "auto":
+        raise UsageError(
+            "--dtype is for vllm and transformers: a GGUF file has its own types.",
+            hint="Leave it out, or name an OUT of another type.",
+        )
     arms: tuple[ArmName, ...] = tuple(arm for arm in ARMS if arm in asked.arms)
     program = _program(engine, asked.pythons)
     config = read_json_object(sources.base.path / "config.json")
@@ -108,7 +113,10 @@ def benchmark(asked: Asked, report: Report) -> Benchmark:
         asked.note(f"running {work.rounds} rounds in {engine}")
         done = run(hosts, work, report, together=together)
     samples = tuple(map(figures.sample_of, done.segments))
-    on_gpu = any(tree.gpu_memory for trees in done.trees.values() for tree in trees)
+    # In a container nvidia-smi knows processes by other numbers: what it tells is not all.
+    on_gpu = starting.settings.gpu_fraction is not None or any(
+        tree.gpu_memory for trees in done.trees.values() for tree in trees
+    )
     measure: Measure = "wall" if on_gpu or not all(s.cpu_seconds for s in samples) else "cpu"
     gains = (*figures.gains(samples, measure), *_other(samples, measure))
     found = Benchmark(

@@ -4,9 +4,9 @@ base in the format of the merge, the adapter as llama.cpp has it."""
 from __future__ import annotations
 
 import math
-import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,12 @@ from remerge.adapters.adapter import Adapter, open_adapter
 from remerge.advice.obstacles import obstacles_of, obstacles_of_base
 from remerge.advice.rules import rules
 from remerge.artefacts.digests import file_digest
+from remerge.engines.calling import call
 from remerge.engines.environments import python_of
-from remerge.engines.registry import engine_of
+from remerge.engines.llama_cpp import LLAMA_CPP
 from remerge.errors import BadInput, Unsupported, UsageError
 from remerge.serving.bench.hosts import Models
+from remerge.serving.converted import own_type
 from remerge.sources.documents import as_object, read_json_object
 from remerge.sources.ggml_types import FILE_TYPES
 from remerge.sources.gguf_header import read_gguf_header
@@ -28,7 +30,6 @@ from remerge.validation.artefact import Artefact, find_artefact
 Make = Callable[[Path, Sequence[Path], str, Path], Any]
 
 _READS = {"vllm": "checkpoint", "transformers": "checkpoint", "llama.cpp": "gguf"}
-_GGUF = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,11 @@ def check_engine(engine: str, sources: Sources) -> None:
     if output is not None and output.kind == "gguf" and _READS[engine] != "gguf":
         raise UsageError(
             f"{engine} is not measured with GGUF files.", hint="Take --engine llama.cpp."
+        )
+    if engine == "transformers" and find_spec("peft") is None:
+        raise UsageError(
+            "transformers runs an adapter unmerged by PEFT, which is not here.",
+            hint="Install it: pip install 'remerge[peft]'.",
         )
     found = obstacles_of(sources.opened)
     found += obstacles_of_base(read_json_object(sources.base.path / "config.json"))
@@ -109,13 +115,13 @@ def _as_gguf(sources: Sources, work: Path, make: Make, pythons: Mapping[str, str
     base, adapter, output = sources.base.path, sources.opened.path, sources.output
     merged = work / "merged.gguf"
     if output is None:
-        form = f"gguf:{_plain_type(base)}"
+        form = own_type(base)
         make(base, [adapter], form, merged)
     elif output.kind == "gguf":
         merged = output.place
         form = f"gguf:{_type_of(merged)}"
     else:
-        form = f"gguf:{_plain_type(output.place)}"
+        form = own_type(output.place)
         make(output.place, (), form, merged)
     make(base, (), form, work / "base.gguf")
     _convert(pythons, base, adapter, work / "adapter.gguf")
@@ -123,22 +129,10 @@ def _as_gguf(sources: Sources, work: Path, make: Make, pythons: Mapping[str, str
 
 
 def _convert(pythons: Mapping[str, str], base: Path, adapter: Path, target: Path) -> None:
-    """The adapter as llama.cpp reads it, by its own converter, in 16 bits as vLLM has it."""
-    python = python_of(engine_of("llama.cpp"), pythons)
-    words = [str(python), "-P", "-m", "convert_lora_to_gguf", "--outtype", "f16"]
-    words += ["--base", str(base), "--outfile", str(target), str(adapter)]
-    done = subprocess.run(words, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-    if done.returncode or not target.is_file():
-        said = (done.stderr.strip().splitlines() or ["nothing"])[-1]
-        raise Unsupported(
-            f"llama.cpp's converter refuses the adapter: {said}",
-            hint="--engine transformers runs it through PEFT.",
-        )
-
-
-def _plain_type(checkpoint: Path) -> str:
-    """The type of llama.cpp for a checkpoint's own dtype; 16 bits where that is quantised."""
-    return _GGUF.get(find_artefact(checkpoint).format or "", "BF16")
+    """The adapter as llama.cpp reads it, by its own converter."""
+    python = python_of(LLAMA_CPP, pythons)
+    request = {"adapter": str(adapter), "base": str(base), "target": str(target)}
+    call(python, "remerge.engines.convert_lora", request, lambda done, total, name: None)
 
 
 def _type_of(file: Path) -> str:

@@ -121,11 +121,8 @@ def _vllm_blocks(shape: Shape, layout: Layout, context: int) -> tuple[int, int]:
         page = max(states)
         return page * sum(states.values()), _STATE_BLOCKS
     widest = max(token for token, _ in kinds)
-    largest = max(states, default=0)
-    # Blocks of keys and values grow until the largest state fits into one's page.
-    narrowest = min(token for token, _ in kinds)
-    block *= max(1, ceil(Fraction(largest) / (block * narrowest)))
-    page = max(ceil(block * widest), largest)
+    block = _grown_block(shape, layout)
+    page = max(ceil(block * widest), max(states, default=0))
     buckets: list[tuple[int, int]] = []
     for (token, window), count in kinds.items():
         own = block * (page // ceil(token * block)) if page % ceil(token * block) == 0 else block
@@ -134,6 +131,21 @@ def _vllm_blocks(shape: Shape, layout: Layout, context: int) -> tuple[int, int]:
     fewest, most = min(count for count, _ in buckets), max(count for count, _ in buckets)
     together = most if most < fewest * 1.5 else fewest
     return page * together, sum(-(-count // together) * blocks for count, blocks in buckets)
+
+
+def least_batch(shape: Shape, layout: Layout) -> int:
+    """Tokens that a batch must hold at least: vLLM keeps states at the ends of blocks, and refuses
+    a batch that is shorter than one (`validate_mamba_block_size` of its config/vllm.py)."""
+    if layout.engine != "vllm" or not shape.states or not shape.attentions:
+        return 0
+    return _grown_block(shape, layout)
+
+
+def _grown_block(shape: Shape, layout: Layout) -> int:
+    """Blocks of keys and values grow until the largest state fits into one's page."""
+    narrowest = min(_token(shape, layout, attention) for attention in shape.attentions)
+    largest = max(((s.convolution + s.recurrent) * _STATE_BYTES for s in shape.states), default=0)
+    return layout.block * max(1, ceil(Fraction(largest) / (layout.block * narrowest)))
 
 
 def _of_window(window: int | None, context: int, flight: int, block: int) -> int:

@@ -62,6 +62,8 @@ def shape_of(config: Mapping[str, Any], filled: object = None) -> Shape:
             f"out is taken at its largest."
         )
     layers = _layers(fields, name, count, hidden, notes)
+    if any(config.get(part) for part in ("vision_config", "audio_config")):
+        notes.append("What it takes to read pictures or sound is not counted: leave room for it.")
     heads = fields.number("num_attention_heads", "n_head", "n_heads") or 1
     width = fields.number("head_dim", "attention_head_dim") or hidden // heads
     return Shape(

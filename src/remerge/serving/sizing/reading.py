@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from remerge.engines.machine import cores, gpus
+from remerge.engines.machine import cores, gpus, instructions
 from remerge.engines.machine import memory as machine_memory
 from remerge.engines.servers.server import Adapter
+from remerge.errors import UsageError
+from remerge.serving.sizing.adapters import AdapterFacts
 from remerge.serving.sizing.asked import Asked, Memory, Sized
 from remerge.serving.sizing.config_shape import shape_of
 from remerge.serving.sizing.gguf_shape import shape_of_gguf
@@ -71,37 +74,37 @@ def size_of(
 ) -> Sized:
     """Read, measure the machine, and size. Raises what `read_model` and `size` raise."""
     model = read_model(path)
-    nbytes = adapters_bytes(adapters, asked.dtype, model.shape.dtype)
+    check_cache_dtype(engine, asked, memory)
+    read = [read_adapter(adapter) for adapter in adapters]
     rates = rates or rates_of(memory)
-    return size(model.shape, model.weights, memory, asked, engine, rates, adapters=nbytes)
+    return size(model.shape, model.weights, memory, asked, engine, rates, adapters=read)
 
 
-def adapters_bytes(adapters: Sequence[Adapter], dtype: str, own: str | None) -> int:
-    """Of adapters as engines load them: every slot is as wide as the widest adapter's rank, and one
-    more is for requests without an adapter."""
-    if not adapters:
-        return 0
-    per_rank = 0
-    for adapter in adapters:
-        per_rank = max(per_rank, _elements(adapter.path) // max(1, adapter.rank))
-    width = 4 if dtype in ("float32", "float") or (dtype == "auto" and own == "float32") else 2
-    # vLLM's slots have ranks of 8, 16, 32, 64, ... (lora/utils.py).
-    widest = max(8, 1 << (max(adapter.rank for adapter in adapters) - 1).bit_length())
-    return per_rank * widest * width * (len(adapters) + 1) * 2
+def check_cache_dtype(engine: str, asked: Asked, memory: Memory) -> None:
+    """Refuse what this processor cannot compute with: vLLM would fail as it starts."""
+    narrow = asked.cache_dtype.startswith("fp8")
+    can = instructions()
+    if engine != "vllm" or memory.gpu_name is not None or not narrow or can is None:
+        return
+    # vllm/v1/attention/backends/cpu_attn.py.
+    if not can & {"avx512f", "amx_tile"}:
+        raise UsageError(
+            f"vLLM keeps no {asked.cache_dtype} keys and values on this processor.",
+            why="It needs AVX-512 or AMX for them.",
+            hint="Leave --cache-dtype out.",
+        )
 
 
-def _elements(path: Path) -> int:
-    if path.is_file():
-        return sum((t.stop - t.start) // 2 for t in read_gguf_header(path).tensors.values())
-    files = sorted(path.glob("*.safetensors"))
-    total = 0
-    for file in files:
-        for info in read_header(file).tensors.values():
-            count = 1
-            for length in info.shape:
-                count *= length
-            total += count
-    return total
+def read_adapter(adapter: Adapter) -> AdapterFacts:
+    """By its headers; raises `BadInput`."""
+    if adapter.path.is_file():
+        tensors = read_gguf_header(adapter.path).tensors.values()
+        elements = sum(math.prod(tensor.shape) for tensor in tensors)
+        return AdapterFacts(adapter.rank, elements, adapter.path.stat().st_size)
+    headers = [read_header(file) for file in sorted(adapter.path.glob("*.safetensors"))]
+    infos = [info for header in headers for info in header.tensors.values()]
+    elements = sum(math.prod(info.shape) for info in infos)
+    return AdapterFacts(adapter.rank, elements, sum(info.nbytes for info in infos))
 
 
 def _available() -> int:

@@ -6,13 +6,15 @@ smaller context or fewer sequences; a longer context never gives more sequences.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import NoReturn
 
 from remerge.engines.servers.server import Settings
 from remerge.errors import BadInput, UsageError
+from remerge.serving.sizing.adapters import AdapterFacts, adapters_bytes
 from remerge.serving.sizing.asked import Asked, Memory, Sized
-from remerge.serving.sizing.cache import Layout
+from remerge.serving.sizing.cache import Layout, least_batch
 from remerge.serving.sizing.figures import EngineFigures, element_bytes, figures_of
 from remerge.serving.sizing.fitting import Load, largest
 from remerge.serving.sizing.forecast import forecast_of, prefill_seconds
@@ -40,9 +42,9 @@ def size(
     engine: str,
     rates: Rates,
     *,
-    adapters: int = 0,
+    adapters: Sequence[AdapterFacts] = (),
 ) -> Sized:
-    """Sizes for ``engine``; ``adapters`` is the bytes of adapters that it loads.
+    """Sizes for ``engine``; ``adapters`` are what it serves unmerged.
 
     Raises `UsageError` for a wish that makes no sense or does not fit while less would, `BadInput`
     where not even one short sequence fits.
@@ -51,7 +53,8 @@ def size(
     _check(asked, figures, engine)
     element = _element(engine, asked.dtype, shape)
     layout = _layout(engine, figures, shape, asked, element)
-    load = Load(shape, weights, figures, layout, element, adapters, memory.given)
+    loaded = adapters_bytes(engine, adapters, weights, element)
+    load = Load(shape, weights, figures, layout, element, loaded, memory.given)
     longest = shape.max_context or _NO_LENGTH
     if asked.context is not None and asked.context > longest:
         raise UsageError(
@@ -64,7 +67,10 @@ def size(
     budget = _within_budget(shape, weights, asked, rates, target, narrow=narrow)
     batch = _batch(shape, weights, asked, figures, rates, target, narrow=narrow)
     wanted = asked.sequences or 1
-    smallest = _smallest_batch(figures, batch, wanted, target)
+    # States are kept at the ends of blocks, of which a batch holds one at least.
+    whole = least_batch(shape, layout)
+    batch = max(batch, whole)
+    smallest = max(whole, _smallest_batch(figures, batch, wanted, target))
     context = target
     if not load.fits(target, wanted, smallest):
         context = largest(target, lambda n: load.fits(n, wanted, smallest), _UNIT)

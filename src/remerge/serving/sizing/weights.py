@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from remerge.sources.checkpoint import Checkpoint
@@ -19,7 +18,8 @@ class Weights:
     """``stored`` bytes on disk, ``largest_file`` of them in one file. Of ``floats`` elements in
     16 or 32 bits the bytes follow the dtype computed with; ``other`` bytes (quantised, whole
     numbers) stay. ``repacked`` bytes of a GGUF file are in memory twice. ``parameters`` take part
-    in a token, experts not chosen left out; ``widest`` is the bytes of the largest tensor."""
+    in a token, experts not chosen left out; ``widest`` is the bytes of the largest tensor, and
+    ``edges`` the rows and columns of all matrices."""
 
     stored: int
     largest_file: int
@@ -29,6 +29,7 @@ class Weights:
     widest: int = 0
     repacked: int = 0
     stored_floats: int = 0
+    edges: int = 0
 
     def loaded(self, element_bytes: int | None) -> int:
         """In memory, with floats in so many bytes (None: as stored)."""
@@ -39,7 +40,7 @@ class Weights:
 
 def weights_of(checkpoint: Checkpoint, *, chosen: float = 1.0) -> Weights:
     """Of a checkpoint's headers; ``chosen`` is the share of its experts that a token uses."""
-    floats = other = stored_floats = widest = 0
+    floats = other = stored_floats = widest = edges = 0
     parameters = 0.0
     for name, tensor in checkpoint.tensors.items():
         widest = max(widest, tensor.nbytes)
@@ -47,6 +48,9 @@ def weights_of(checkpoint: Checkpoint, *, chosen: float = 1.0) -> Weights:
         for size in tensor.shape:
             elements *= size
         share = chosen if ".experts." in name else 1.0
+        if len(tensor.shape) > 1:
+            rows, columns = tensor.shape[-2:]
+            edges += (rows + columns) * (elements // max(1, rows * columns))
         if tensor.dtype in _FLOATS:
             floats += elements
             stored_floats += tensor.nbytes
@@ -56,7 +60,16 @@ def weights_of(checkpoint: Checkpoint, *, chosen: float = 1.0) -> Weights:
             # Two values a byte is what most packed formats hold.
             parameters += tensor.nbytes * 2 * share
     sizes = [shard.size for shard in checkpoint.shards]
-    return Weights(sum(sizes), max(sizes), floats, other, int(parameters), widest, 0, stored_floats)
+    return Weights(
+        stored=sum(sizes),
+        largest_file=max(sizes),
+        floats=floats,
+        other=other,
+        parameters=int(parameters),
+        widest=widest,
+        stored_floats=stored_floats,
+        edges=edges,
+    )
 
 
 def weights_of_gguf(header: GgufHeader, *, chosen: float = 1.0) -> Weights:
@@ -74,9 +87,3 @@ def weights_of_gguf(header: GgufHeader, *, chosen: float = 1.0) -> Weights:
             repacked += size
     end = max((tensor.stop for tensor in header.tensors.values()), default=0)
     return Weights(end, end, 0, nbytes, int(parameters), widest, repacked)
-
-
-def adapters_bytes(ranks: Iterable[int], matrices: Iterable[tuple[int, int]], width: int) -> int:
-    """Adapters of these ranks on matrices of these rows and columns, ``width`` bytes a number."""
-    per_rank = sum(rows + columns for rows, columns in matrices)
-    return sum(ranks) * per_rank * width

@@ -1,0 +1,43 @@
+"""What adapters that are served unmerged take in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from remerge.serving.sizing.weights import Weights
+
+# Ranks that vLLM has slots of (vllm/config/lora.py, MaxLoRARanks).
+_SLOTS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+
+
+@dataclass(frozen=True)
+class AdapterFacts:
+    """Its rank, its numbers, and its bytes on disk."""
+
+    rank: int
+    elements: int
+    stored: int
+
+
+def adapters_bytes(
+    engine: str, adapters: Sequence[AdapterFacts], weights: Weights, element: int | None
+) -> int:
+    """Of all of them, loaded.
+
+    vLLM keeps a slot for each, of the widest one's rank, on every matrix that an adapter could
+    change, and the adapters themselves beside; llama.cpp keeps the files as they are, and
+    transformers at most 32 bits a number.
+    """
+    if not adapters:
+        return 0
+    if engine == "llama.cpp":
+        return sum(adapter.stored for adapter in adapters)
+    if engine == "transformers":
+        return sum(4 * adapter.elements for adapter in adapters)
+    widest = max(adapter.rank for adapter in adapters)
+    rank = next((slot for slot in _SLOTS if slot >= widest), widest)
+    width = element or 4
+    slots = len(adapters) * rank * weights.edges * width
+    # A copy of each, as read and as cast.
+    return slots + sum(adapter.stored + width * adapter.elements for adapter in adapters)

@@ -1,0 +1,96 @@
+"""What is refused before anything is made, and what of a model is told."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from remerge.engines.tokenisation import open_tokenizer
+from remerge.errors import Unsupported, UsageError
+from remerge.serving.bench.models import Sources, check_engine, find_sources, shape_of
+from remerge.serving.bench.prompts import take_prompts
+from remerge.sources.references import resolve
+
+EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
+BASE, SORT = EXAMPLES / "base", EXAMPLES / "adapters" / "sort"
+
+
+def sources(adapter: Path = SORT, output: Path | None = None) -> Sources:
+    return find_sources(resolve(BASE, "base"), resolve(adapter, "adapter"), output)
+
+
+def changed(place: Path, **config: Any) -> Path:
+    shutil.copytree(SORT, place)
+    file = place / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | config))
+    return place
+
+
+@pytest.mark.parametrize("engine", ["vllm", "llama.cpp", "transformers"])
+def test_an_adapter_that_engines_serve(engine: str):
+    check_engine(engine, sources())
+
+
+@pytest.mark.parametrize("engine", ["vllm", "llama.cpp"])
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"use_dora": True}, "DoRA"),
+        ({"modules_to_save": ["lm_head"]}, "whole modules"),
+        ({"peft_type": "LOHA"}, "another family"),
+    ],
+)
+def test_one_that_they_do_not(tmp_path: Path, engine: str, config: dict[str, Any], said: str):
+    found = sources(changed(tmp_path / "adapter", **config))
+    with pytest.raises(Unsupported, match=rf"{engine} does not serve.*{said}.*transformers"):
+        check_engine(engine, found)
+    check_engine("transformers", found)
+
+
+def test_a_rank_pattern_is_vllms_alone(tmp_path: Path):
+    found = sources(changed(tmp_path / "adapter", rank_pattern={"q_proj": 64}))
+    assert found.rank == 64
+    check_engine("llama.cpp", found)
+    with pytest.raises(Unsupported, match="vllm"):
+        check_engine("vllm", found)
+
+
+def test_gguf_is_for_llama_cpp(tmp_path: Path):
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    found = sources(output=tmp_path / "m.gguf")
+    with pytest.raises(UsageError, match=r"--engine llama\.cpp"):
+        check_engine("vllm", found)
+    check_engine("llama.cpp", found)
+
+
+def test_the_model_is_told_by_shape_and_digest_and_not_by_path():
+    told = shape_of(sources())
+    assert told["num_hidden_layers"] == 4 and told["model_type"] == "llama"
+    weights = SORT / "adapter_model.safetensors"
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert told["adapter"]["files"]["adapter_model.safetensors"] == digest
+    assert str(EXAMPLES) not in json.dumps(told)
+
+
+def test_prompts_are_those_of_the_file_and_fit(tmp_path: Path):
+    file = tmp_path / "prompts.jsonl"
+    long = "word " * 2000
+    messages = [{"role": "user", "content": "Sort the digits: 312"}]
+    lines = [{"prompt": "Two and two is"}, {"messages": messages}, {"text": long}]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    tokenizer = open_tokenizer(BASE)
+    config = json.loads((BASE / "config.json").read_text())
+    found = take_prompts(file, tokenizer, config, 100)
+    chat = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert list(found.tokens[1]) == tokenizer(chat, add_special_tokens=False)["input_ids"]
+    assert found.lengths[1] == config["max_position_embeddings"] - 100
+    assert found.source == "prompts.jsonl" and "Of 1 prompts" in found.notes[0]
+    own = take_prompts(None, tokenizer, config, 100)
+    assert len(own.tokens) == 48 and "generic" in own.notes[0]
+    with pytest.raises(UsageError, match="leaves no room"):
+        take_prompts(None, tokenizer, config, 512)
