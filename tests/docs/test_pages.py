@@ -19,7 +19,7 @@ WHOLE = [ROOT / "docs/concepts.md", *sorted((ROOT / "docs/tasks").glob("*.md"))]
 
 
 # Several comparisons, each with three models: minutes.
-SLOW = {"qlora.md", "several-adapters.md"}
+SLOW = {"promote.md", "qlora.md", "several-adapters.md"}
 
 
 def _parameter(page: Path) -> object:
