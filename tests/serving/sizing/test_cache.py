@@ -10,6 +10,7 @@ import transformers
 
 import tests.corpus.arch_other
 import tests.corpus.arch_text  # noqa: F401
+from remerge.errors import BadInput
 from remerge.serving.sizing.cache import Layout, cache_bytes
 from remerge.serving.sizing.config_shape import shape_of
 from remerge.serving.sizing.reading import with_defaults
@@ -142,3 +143,25 @@ def test_an_unknown_type_is_counted_and_said() -> None:
     shape = shape_of(config, with_defaults(config))
     assert [a.elements for a in shape.attentions] == [128] * 3
     assert shape.notes
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_hidden_layers": 10**9},
+        {"num_hidden_layers": None},
+        {"hidden_size": "wide"},
+        {"vocab_size": -1},
+        {"is_encoder_decoder": True},
+    ],
+)
+def test_configurations_that_cannot_be_sized_are_refused(changes: dict[str, object]) -> None:
+    config: dict[str, object] = {
+        "model_type": "never_heard_of",
+        "num_hidden_layers": 3,
+        "hidden_size": 64,
+        "num_attention_heads": 4,
+        "vocab_size": 100,
+    }
+    with pytest.raises(BadInput):
+        shape_of(config | changes)

@@ -7,7 +7,7 @@ from typing import Any
 
 from remerge.errors import Unsupported
 from remerge.serving.sizing.fields import Fields
-from remerge.serving.sizing.shape import Attention, Layer, Shape, State
+from remerge.serving.sizing.shape import Attention, Layer, Shape, State, check_depth
 from remerge.serving.sizing.states import state_of
 
 _WINDOWED = ("sliding_attention", "hybrid_sliding", "local_attention", "local", "sliding", "swa")
@@ -55,6 +55,7 @@ def shape_of(config: Mapping[str, Any], filled: object = None) -> Shape:
             f"{', '.join(what for what, found in missing.items() if found is None)}.",
             hint="Serve it with the engine's own settings.",
         )
+    check_depth(name, count)
     notes: list[str] = []
     if filled is None:
         notes.append(

@@ -12,7 +12,7 @@ from typing import Any
 
 from remerge.errors import Unsupported
 from remerge.serving.sizing.fields import Fields
-from remerge.serving.sizing.shape import Attention, Layer, Shape, State
+from remerge.serving.sizing.shape import Attention, Layer, Shape, State, check_depth
 from remerge.sources.gguf_header import GgufHeader, GgufTensor, LongArray
 
 _BLOCK = re.compile(r"blk\.(\d+)\.(.+)\.weight")
@@ -49,6 +49,7 @@ def shape_of_gguf(header: GgufHeader) -> Shape:
             why=f"{name}.block_count or {name}.embedding_length is missing.",
             hint="Is it a model? Adapters and projectors are served beside one.",
         )
+    check_depth(name, count)
     blocks: dict[int, dict[str, GgufTensor]] = defaultdict(dict)
     for tensor, info in header.tensors.items():
         if match := _BLOCK.fullmatch(tensor):

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from remerge.errors import BadInput
+
+# Ten times the deepest model there is; a file may claim any number.
+_DEEPEST = 2000
+
 
 @dataclass(frozen=True)
 class Attention:
@@ -71,3 +76,13 @@ class Shape:
     @property
     def states(self) -> tuple[State, ...]:
         return tuple(layer.state for layer in self.layers if layer.state is not None)
+
+
+def check_depth(name: str, layers: int) -> None:
+    """Refuse a number of layers that no model has; raises `BadInput`."""
+    if layers > _DEEPEST:
+        raise BadInput(
+            f"This {name} model claims {layers:,} layers.",
+            why="Its configuration is damaged, or made to mislead.",
+            hint="Download it again.",
+        )
