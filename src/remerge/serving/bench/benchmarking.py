@@ -6,6 +6,7 @@ import os
 import secrets
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -202,7 +203,9 @@ def _started(
     device = _device(engine)
     # llama.cpp wants a token of room.
     context = prompts.lengths[1] + asked.max_tokens + 1
-    wish = Wish(context=context, sequences=max(asked.concurrency), dtype=asked.dtype)
+    # transformers is sized as a server, which answers one request at a time; here it has a batch.
+    batch = max(asked.concurrency) if engine == "transformers" else 1
+    wish = Wish(context=context, sequences=max(asked.concurrency) // batch, dtype=asked.dtype)
     adapter = Adapter(models.adapter.name, models.adapter, models.rank)
     whole = read_memory(gpu=engine == "vllm" or device == "cuda")
 
@@ -212,11 +215,24 @@ def _started(
             size_of(models.base, engine, wish, memory, adapters=(adapter,)),
         ]
 
+    def fit(found: Sequence[Sized], memory: Memory) -> bool:
+        parts = [one.parts for one in found]
+        return all(one.total + (batch - 1) * one.cache <= memory.given for one in parts)
+
     half = replace(whole, given=whole.given // 2)
-    try:
-        found, together = sized(half), True
-    except (UsageError, BadInput):
-        found, together = sized(whole), False
+    found, together = list[Sized](), False
+    # What does not fit into half of it may fit into the whole.
+    with suppress(UsageError, BadInput):
+        found = sized(half)
+        together = fit(found, half)
+    if not together:
+        found = sized(whole)
+        if not fit(found, whole):
+            raise BadInput(
+                f"{max(asked.concurrency)} requests at once do not fit into the memory that is "
+                f"there ({whole.source}).",
+                hint="Lower --concurrency or --max-tokens.",
+            )
     # What fits with the adapter is what both are given.
     settings = found[1].settings
     if settings.gpu_fraction is None:
