@@ -97,7 +97,8 @@ def test_llama_cpp():
     # Divided among the requests.
     assert (after(command, "-c"), after(command, "-np")) == ("32768", "8")
     assert after(command, "--cache-type-k") == after(command, "--cache-type-v") == "q8_0"
-    assert after(command, "--cache-ram") == "0"
+    for flag, value in (("--cache-ram", "0"), ("--ctx-checkpoints", "0"), ("--fit", "off")):
+        assert after(command, flag) == value
     assert "-t" not in command.words
 
 

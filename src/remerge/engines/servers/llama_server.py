@@ -30,6 +30,8 @@ def _read(words: list[str]) -> argparse.Namespace:
     add("-ctk", "--cache-type-k", default="f16")
     add("-ctv", "--cache-type-v", default="f16")
     add("-cram", "--cache-ram", type=int, help="MiB")
+    add("-ctxcp", "--ctx-checkpoints", type=int)
+    add("-fit", "--fit", choices=("on", "off"), default="on")
     add("-t", "--threads", type=int)
     add("-tb", "--threads-batch", type=int)
     add("-ngl", "--gpu-layers", "--n-gpu-layers", type=int)
@@ -55,11 +57,13 @@ def _params(asked: argparse.Namespace) -> Any:
     params.hostnames, params.port = [asked.host], asked.port
     params.warmup = not asked.no_warmup
     params.endpoint_metrics = asked.metrics
+    params.fit_params = asked.fit == "on"
     given = {
         "n_predict": asked.predict,
         "n_batch": asked.batch_size,
         "n_ubatch": asked.ubatch_size,
         "cache_ram_mib": asked.cache_ram,
+        "n_ctx_checkpoints": asked.ctx_checkpoints,
         "n_gpu_layers": asked.gpu_layers,
         "chat_template": asked.chat_template,
         "api_keys": [asked.api_key] if asked.api_key else None,
