@@ -130,6 +130,16 @@ def test_it_serves_until_it_is_told_to_end(
     assert not answers(port) and engines_of(place) == []
 
 
+def test_it_takes_little_memory_itself(serve: Serve):
+    """What it takes is not in the engine's memory, and a container's limit counts it."""
+    process = serve("model.gguf", "--json")
+    told = document(process)
+    assert told["pid"] == process.pid
+    lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+    resident = next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
+    assert resident < 80_000
+
+
 def test_what_people_read(serve: Serve, port: int):
     process = serve("model.gguf", "--name", "mine", "--prompt", "Hi there")
     wait_until(lambda: answers(port))

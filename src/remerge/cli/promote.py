@@ -152,7 +152,7 @@ def _print_findings(step: Step) -> None:
 
 
 def _print_outcome(done: Promotion, skip: tuple[str, ...]) -> None:
-    if skip:
+    if skip and done.moved:
         print_notes([f"not done, as asked: {', '.join(skip)}; the log says so."])
     if done.already:
         click.echo(f"{done.to} names {done.id[:12]} already: nothing was changed")

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import pickle
+import sys
+import tempfile
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
@@ -55,6 +60,7 @@ _FORMS = ("command", "compose", "compose-tgi", "kubernetes", "modelfile")
     metavar="gguf:TYPE",
     help="For llama.cpp, what a checkpoint directory becomes; by default what it holds.",
 )
+@click.option("--prepared-in", type=int, hidden=True)
 @click.option("--prompt", metavar="TEXT", help="The smoke prompt.")
 @click.option(
     "--startup-timeout",
@@ -96,6 +102,7 @@ def command(
     dtype: str,
     cache_dtype: str,
     to: str | None,
+    prepared_in: int | None,
     prompt: str | None,
     startup_timeout: float,
     form: str | None,
@@ -119,9 +126,13 @@ def command(
 
     Once it answers, exit code 0 means that it ended because it was told to.
     """
+    if prepared_in is not None:
+        taken = replace(_taken_over(prepared_in), key=api_key)
+        return _serve(taken, as_json, quiet, startup_timeout, prompt, verbose)
     from remerge.engines.servers.server import Address
     from remerge.merging.recipe import parse_size
-    from remerge.serving.serve import document, prepare, printed, serve, shown
+    from remerge.serving.preparing import prepare, printed
+    from remerge.serving.serve import document, shown
     from remerge.serving.sizes import Wanted
 
     wanted = Wanted(
@@ -165,18 +176,55 @@ def command(
             click.echo(f"  {reason}")
         click.echo(f"$ {shown(prepared.command)}")
 
+    # A shell's `remerge serve` goes on without all that preparing took.
+    if sys.argv[1:2] == ["serve"]:
+        _go_on_alone(prepared)
+    return _serve(prepared, as_json, quiet, startup_timeout, prompt, verbose)
+
+
+def _serve(
+    prepared: Prepared,
+    as_json: bool,
+    quiet: bool,
+    timeout: float,
+    prompt: str | None,
+    verbose: bool,
+) -> int:
+    from remerge.serving.serve import document, serve
+
     def told(up: Up) -> None:
         if as_json:
             print_json(document(prepared, up))
         elif not quiet:
             _print_up(prepared, up)
+        sys.stdout.flush()
 
-    failure = serve(prepared, told, timeout=startup_timeout, prompt=prompt, show=verbose)
+    failure = serve(prepared, told, timeout=timeout, prompt=prompt, show=verbose)
     if failure is None:
         return 0
     # With --json standard output has had its one document.
     click.echo(f"error: {' '.join(printable(str(failure)).split())}", err=True)
     return failure.exit_code
+
+
+def _go_on_alone(prepared: Prepared) -> None:
+    """Become the same command anew, with what was prepared in an open file: torch and the rest
+    would take 250 MB for as long as the server runs."""
+    with tempfile.TemporaryFile() as file:
+        # The key is still where it was given.
+        pickle.dump(replace(prepared, key=None), file)
+        file.flush()
+        file.seek(0)
+        os.set_inheritable(file.fileno(), True)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        words = ["-m", "remerge", "serve", "--prepared-in", str(file.fileno()), *sys.argv[2:]]
+        os.execv(sys.executable, [sys.executable, "-P", *words])
+
+
+def _taken_over(descriptor: int) -> Prepared:
+    with os.fdopen(descriptor, "rb") as file:
+        return pickle.load(file)
 
 
 def _print_up(prepared: Prepared, up: Up) -> None:

@@ -19,7 +19,8 @@ from remerge.errors import UsageError
 from remerge.merging.budget import DEFAULT
 from remerge.merging.recipe import make_recipe
 from remerge.outputs.planning import make_plan, open_inputs
-from remerge.serving.named import Found, place_for
+from remerge.serving.kept import place_for
+from remerge.serving.named import Found
 from remerge.sources.documents import read_json_object
 
 _TYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}

@@ -3,7 +3,6 @@ several are written as one (``BASE+ADAPTER+ADAPTER``)."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +14,9 @@ from remerge.artefacts.store.rebuilding import Means
 from remerge.artefacts.store.records import Record, read_record, read_state
 from remerge.artefacts.store.refs import resolve as resolve_name
 from remerge.errors import BadInput, UsageError
+from remerge.serving.kept import place_for
 from remerge.sources.gguf_header import is_gguf
 from remerge.sources.references import resolve
-from remerge.sources.storage import cannot_write
-from remerge.sources.user_directories import cache_directory
 
 Role = Literal["base", "adapter"]
 
@@ -62,26 +60,6 @@ def find(text: str, role: Role, means: Means, *, store: str | None, progress: bo
         return stored
     reference = resolve(text, role, progress=progress)
     return Found(reference.path.absolute(), _plain(reference.name))
-
-
-def place_for(kind: str, *words: str) -> Path:
-    """A directory of the user's cache for what was made to be served; made if it is not there.
-
-    Raises `UsageError` for a user without a home.
-    """
-    cache = cache_directory()
-    if cache is None:
-        raise UsageError(
-            "There is no place for what is to be served: this user has no home directory.",
-            hint="Set XDG_CACHE_HOME.",
-        )
-    key = hashlib.sha256("\0".join(words).encode("utf-8", "surrogateescape")).hexdigest()[:16]
-    place = cache / "served" / kind / key
-    try:
-        place.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise cannot_write(place, error) from error
-    return place
 
 
 def _stored(text: str, given: str | None, means: Means) -> Found | None:

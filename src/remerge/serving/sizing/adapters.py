@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from remerge.serving.sizing.shape import Shape
 from remerge.serving.sizing.weights import Weights
 
 # Ranks that vLLM has slots of (vllm/config/lora.py, MaxLoRARanks).
@@ -18,6 +19,26 @@ class AdapterFacts:
     rank: int
     elements: int
     stored: int
+
+
+def computing_bytes(
+    engine: str, adapters: Sequence[AdapterFacts], shape: Shape, element: int | None, *, gpu: bool
+) -> tuple[int, int]:
+    """What each token of a batch, and each sequence's logits, take to compute adapters.
+
+    On processors vLLM gives every token a copy of the adapter's matrix, and one in 32 bits
+    (`bgmv_expand` and `bgmv_shrink` of lora/ops/torch_ops/lora_ops.py).
+    """
+    if engine != "vllm" or gpu or not adapters:
+        return 0, 0
+    copies = _slot(adapters) * ((element or 4) + 4)
+    widest = max(shape.hidden, shape.feed_forward, shape.query)
+    return copies * widest, copies * max(shape.vocabulary, shape.hidden)
+
+
+def _slot(adapters: Sequence[AdapterFacts]) -> int:
+    widest = max(adapter.rank for adapter in adapters)
+    return next((slot for slot in _SLOTS if slot >= widest), widest)
 
 
 def adapters_bytes(
@@ -35,9 +56,7 @@ def adapters_bytes(
         return sum(adapter.stored for adapter in adapters)
     if engine == "transformers":
         return sum(4 * adapter.elements for adapter in adapters)
-    widest = max(adapter.rank for adapter in adapters)
-    rank = next((slot for slot in _SLOTS if slot >= widest), widest)
     width = element or 4
-    slots = len(adapters) * rank * weights.edges * width
+    slots = len(adapters) * _slot(adapters) * weights.edges * width
     # A copy of each, as read and as cast.
     return slots + sum(adapter.stored + width * adapter.elements for adapter in adapters)

@@ -15,7 +15,8 @@ from remerge.serving.sizing.weights import Weights
 @dataclass(frozen=True)
 class Load:
     """All that decides memory but the sizes: ``element`` is the bytes of a float of the weights as
-    computed with (None: as stored), ``adapters`` bytes of adapters as loaded."""
+    computed with (None: as stored), ``adapters`` bytes of adapters as loaded, ``adapting`` what
+    they take besides for each token of a batch and each sequence."""
 
     shape: Shape
     weights: Weights
@@ -24,6 +25,7 @@ class Load:
     element: int | None
     adapters: int
     given: int
+    adapting: tuple[int, int] = (0, 0)
 
     def parts(self, context: int, sequences: int, batch: int) -> Parts:
         """The memory of these sizes."""
@@ -37,9 +39,11 @@ class Load:
             + per_token.query * shape.query
             + per_token.constant
             + figures.per_context_and_batched_token * context
+            + self.adapting[0]
         )
         own = figures.per_sequence
         each = own.vocabulary * shape.vocabulary + own.constant + own.per_token * context
+        each += self.adapting[1]
         weights = self.weights.loaded(self.element)
         again = figures.again
         output = shape.vocabulary * shape.hidden * (self.element or 4)

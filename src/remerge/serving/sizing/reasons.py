@@ -76,12 +76,8 @@ def _context(settings: Settings, most: int | None, asked: Asked) -> str:
 
 
 def _cache(load: Load, settings: Settings, parts: Parts) -> str:
-    one = cache_bytes(
-        load.shape,
-        replace(load.layout, batch=settings.batch or settings.context),
-        settings.context,
-        1,
-    )
+    layout = replace(load.layout, batch=settings.batch or settings.context)
+    one, two = (cache_bytes(load.shape, layout, settings.context, count) for count in (1, 2))
     windowed = sum(1 for a in load.shape.attentions if a.window)
     states = len(load.shape.states)
     kinds = [f"{len(load.shape.attentions)} layers with keys and values"]
@@ -90,7 +86,7 @@ def _cache(load: Load, settings: Settings, parts: Parts) -> str:
     if states:
         kinds.append(f"{states} with a state of fixed size")
     return (
-        f"A sequence of {settings.context:,} tokens takes {bytes_of(one)} of cache "
+        f"A sequence of {settings.context:,} tokens takes {bytes_of(two - one)} of cache "
         f"({', '.join(kinds)}); {settings.sequences} with what the engine keeps besides take "
         f"{bytes_of(parts.cache)}."
     )

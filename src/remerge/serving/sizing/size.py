@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from remerge.engines.servers.server import Settings
 from remerge.errors import BadInput, UsageError
-from remerge.serving.sizing.adapters import AdapterFacts, adapters_bytes
+from remerge.serving.sizing.adapters import AdapterFacts, adapters_bytes, computing_bytes
 from remerge.serving.sizing.asked import Asked, Memory, Sized
 from remerge.serving.sizing.cache import Layout, least_batch
 from remerge.serving.sizing.figures import EngineFigures, element_bytes, figures_of
@@ -29,6 +29,8 @@ _NO_LENGTH = 2048
 _UNIT = 256
 # Of prompts that nothing is said about.
 _PROMPT = 512
+# Tokens in a step where each takes a copy of an adapter.
+_ADAPTING_BATCH = 256
 _DTYPES = {
     "float32": 4, "float": 4, "float16": 2, "half": 2, "bfloat16": 2
 }  # fmt: skip
@@ -54,7 +56,8 @@ def size(
     element = _element(engine, asked.dtype, shape)
     layout = _layout(engine, figures, shape, asked, element)
     loaded = adapters_bytes(engine, adapters, weights, element)
-    load = Load(shape, weights, figures, layout, element, loaded, memory.given)
+    adapting = computing_bytes(engine, adapters, shape, element, gpu=memory.gpu_name is not None)
+    load = Load(shape, weights, figures, layout, element, loaded, memory.given, adapting)
     longest = shape.max_context or _NO_LENGTH
     if asked.context is not None and asked.context > longest:
         raise UsageError(
@@ -67,6 +70,9 @@ def size(
     budget = _within_budget(shape, weights, asked, rates, target, narrow=narrow)
     batch = _batch(shape, weights, asked, figures, rates, target, narrow=narrow)
     wanted = asked.sequences or 1
+    if adapting[0]:
+        # A long step would take more than the model: see `computing_bytes`.
+        batch = min(batch, max(_ADAPTING_BATCH, figures.smallest_batch))
     # States are kept at the ends of blocks, of which a batch holds one at least.
     whole = least_batch(shape, layout)
     batch = max(batch, whole)
@@ -76,7 +82,7 @@ def size(
         context = largest(target, lambda n: load.fits(n, wanted, smallest), _UNIT)
         if context == 0 or asked.context is not None:
             _refuse(load, asked, target, wanted, smallest, engine, memory)
-    batch = min(batch, max(context, smallest))
+    batch = max(smallest, min(batch, context))
     while batch > smallest and not load.fits(context, wanted, batch):
         batch = max(smallest, batch // 2)
     sequences = wanted
