@@ -97,7 +97,7 @@ def test_llama_cpp():
     # Divided among the requests.
     assert (after(command, "-c"), after(command, "-np")) == ("32768", "8")
     assert after(command, "--cache-type-k") == after(command, "--cache-type-v") == "q8_0"
-    assert after(command, "--cache-ram") == "0"
+    assert after(command, "--cache-ram") == after(command, "--ctx-checkpoints") == "0"
     assert "-t" not in command.words
 
 

@@ -30,6 +30,7 @@ def _read(words: list[str]) -> argparse.Namespace:
     add("-ctk", "--cache-type-k", default="f16")
     add("-ctv", "--cache-type-v", default="f16")
     add("-cram", "--cache-ram", type=int, help="MiB")
+    add("-ctxcp", "--ctx-checkpoints", type=int)
     add("-t", "--threads", type=int)
     add("-tb", "--threads-batch", type=int)
     add("-ngl", "--gpu-layers", "--n-gpu-layers", type=int)
@@ -60,6 +61,7 @@ def _params(asked: argparse.Namespace) -> Any:
         "n_batch": asked.batch_size,
         "n_ubatch": asked.ubatch_size,
         "cache_ram_mib": asked.cache_ram,
+        "n_ctx_checkpoints": asked.ctx_checkpoints,
         "n_gpu_layers": asked.gpu_layers,
         "chat_template": asked.chat_template,
         "api_keys": [asked.api_key] if asked.api_key else None,
