@@ -110,6 +110,17 @@ def document(process: subprocess.Popen[str]) -> dict[str, Any]:
     return json.loads(text)
 
 
+def said_when_up(process: subprocess.Popen[str]) -> str:
+    """All that people are told until it serves."""
+    assert process.stdout is not None
+    text = ""
+    for line in process.stdout:
+        text += line
+        if line == "Ctrl-C ends it.\n":
+            break
+    return text
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_it_serves_until_it_is_told_to_end(
     serve: Serve, place: Path, port: int, number: signal.Signals
@@ -142,10 +153,9 @@ def test_it_takes_little_memory_itself(serve: Serve):
 
 def test_what_people_read(serve: Serve, port: int):
     process = serve("model.gguf", "--name", "mine", "--prompt", "Hi there")
-    wait_until(lambda: answers(port))
-    time.sleep(1)
+    said = said_when_up(process)
     process.terminate()
-    said, _ = process.communicate(timeout=20)
+    process.communicate(timeout=20)
     assert "mine says Hi there" in said
     assert f"curl http://127.0.0.1:{port}/v1/chat/completions" in said
     assert "Memory: 1.00 GiB" in said
@@ -270,8 +280,7 @@ def test_too_slow(serve: Serve, place: Path):
 
 def test_the_key_is_asked_for_and_not_shown(serve: Serve, port: int):
     process = serve("model.gguf", REMERGE_API_KEY="s3cret")
-    wait_until(lambda: answers(port))
-    time.sleep(1)
+    said = said_when_up(process)
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             assert b"s3cret" not in (folder / "cmdline").read_bytes()
@@ -283,9 +292,9 @@ def test_the_key_is_asked_for_and_not_shown(serve: Serve, port: int):
     with pytest.raises(urllib.error.HTTPError, match="401"):
         urllib.request.urlopen(request)
     process.terminate()
-    said, errors = process.communicate(timeout=20)
+    rest, errors = process.communicate(timeout=20)
     assert process.returncode == 0, errors
-    assert "model says" in said and "s3cret" not in said + errors
+    assert "model says" in said and "s3cret" not in said + rest + errors
 
 
 @pytest.mark.parametrize(

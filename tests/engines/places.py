@@ -9,7 +9,7 @@ import pytest
 
 _ROOT = Path(__file__).resolve().parents[2]
 # As `XDG_CACHE_HOME=.engines remerge engines install NAME` puts them.
-ENGINES = Path(os.environ.get("REMERGE_TESTENGINES", _ROOT / ".engines/remerge/engines"))
+ENGINES = Path(os.environ.get("REMERGE_TEST_ENGINES", _ROOT / ".engines/remerge/engines"))
 
 
 def python_of(name: str) -> Path:

@@ -6,11 +6,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from remerge.adapters.adapter import Adapter
+from remerge.engines.servers.vllm import RANKS
 from remerge.sources.codecs.stated import quantisation_stated
 from remerge.sources.documents import as_object
 
-# What vLLM's --max-lora-rank ends at.
-_LARGEST_RANK = 512
 _RESIDUAL = ("pissa", "olora")
 
 
@@ -52,7 +51,7 @@ def _of_lora(adapter: Adapter) -> Iterator[str]:
     if config.get("rank_pattern"):
         yield "rank-by-module"
     ranks = [config.get("r"), *(as_object(config.get("rank_pattern")) or {}).values()]
-    if any(isinstance(rank, int) and rank > _LARGEST_RANK for rank in ranks):
+    if any(isinstance(rank, int) and rank > RANKS[-1] for rank in ranks):
         yield "large-rank"
 
 

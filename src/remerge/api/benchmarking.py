@@ -42,9 +42,8 @@ def bench(
     Without ``output`` the merge is made for the benchmark and deleted. ``arms`` are merged, adapter
     and idle (the base where the adapter is loaded); each does the same work in each of ``repeats``
     rounds: ``requests`` (as many as take two seconds) of ``max_tokens`` tokens at every
-    ``concurrency``. ``gains`` of the result
-    have the ratios with their intervals, ``headline`` says it in a sentence. ``report`` is told
-    turns done and turns in all, ``note`` what is being done.
+    ``concurrency``. ``gains`` of the result have the ratios with their intervals, ``headline`` says
+    it in a sentence. ``report`` is told turns done and turns in all, ``note`` what is being done.
     """
     # It imports transformers, which takes seconds.
     from remerge.serving.bench import benchmarking

@@ -69,7 +69,6 @@ def gguf_adapter_of(adapter: Found, base: Path, pythons: Mapping[str, str]) -> P
 
     Raises `Unsupported` for an adapter that llama.cpp's converter does not take.
     """
-    python = python_of(LLAMA_CPP, pythons)
     sources = [*sorted(adapter.path.glob("adapter_*")), base / "config.json"]
     state = [
         f"{path.resolve()} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in sources
@@ -77,10 +76,17 @@ def gguf_adapter_of(adapter: Found, base: Path, pythons: Mapping[str, str]) -> P
     out = place_for("adapters", LLAMA_CPP.identity, *state) / "adapter.gguf"
     if not out.exists():
         partial = out.with_name(f".{hashlib.sha256(os.urandom(8)).hexdigest()[:8]}.gguf")
-        request = {"adapter": str(adapter.path), "base": str(base), "target": str(partial)}
         try:
-            call(python, "remerge.engines.convert_lora", request, lambda done, total, name: None)
+            convert_adapter(adapter.path, base, partial, pythons)
             partial.replace(out)
         finally:
             partial.unlink(missing_ok=True)
     return out
+
+
+def convert_adapter(adapter: Path, base: Path, target: Path, pythons: Mapping[str, str]) -> None:
+    """Write a PEFT LoRA as llama.cpp reads it, by its own converter. Raises `Unsupported` for one
+    that it does not take."""
+    python = python_of(LLAMA_CPP, pythons)
+    request = {"adapter": str(adapter), "base": str(base), "target": str(target)}
+    call(python, "remerge.engines.convert_lora", request, lambda done, total, name: None)

@@ -154,6 +154,7 @@ def plan_compare(work: Work) -> str:
 
     asked = Asked(None, (), Path(work.name), gate=work.asking.gate, form=work.asking.form)
     names = ", ".join(one.name for one in asked.asking.evaluations) or "probabilities alone"
+    # Raises for a gate that is none, before anything is run.
     _ = asked.thresholds
     tests = any(f"{TESTS}/" in file.name for file in work.state.attached)
     recorded = "take a recorded comparison that says as much, else " if tests else ""

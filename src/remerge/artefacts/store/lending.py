@@ -20,8 +20,8 @@ from remerge.sources.references import Reference
 @contextmanager
 def lent_inputs(place: Path | None = None) -> Generator[Elsewhere]:
     """Finds bases and adapters in the user's store (or that at ``place``), if there is one; what it
-    lends lies in the
-    store's staging until the end. What was collected there is not made again for it."""
+    lends lies in the store's staging until the end. What was collected there is not made again for
+    it."""
     with ExitStack() as lent:
 
         def find(record: InputRecord) -> Reference | None:

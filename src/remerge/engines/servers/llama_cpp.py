@@ -40,11 +40,10 @@ def _flags(served: Served, settings: Settings, address: Address) -> Iterator[str
         yield from ("-ub", str(settings.batch))
     if settings.cache_dtype != "auto":
         yield from ("--cache-type-k", settings.cache_dtype, "--cache-type-v", settings.cache_dtype)
-    # Keys and values of past requests, up to 8 GiB of memory by default, which no sizing counts.
-    yield from ("--cache-ram", "0")
-    # Nor what it keeps of windowed and recurrent layers to go back to.
-    yield from ("--ctx-checkpoints", "0")
-    # The sizes are found; by default it changes them to what it thinks fits.
+    # Keys and values of past requests, up to 8 GiB of memory by default, and copies of windows and
+    # states to go back to: no sizing counts them.
+    yield from ("--cache-ram", "0", "--ctx-checkpoints", "0")
+    # Sizes are found; by default it changes them to what it thinks fits.
     yield from ("--fit", "off")
     if settings.threads is not None:
         yield from ("-t", str(settings.threads))

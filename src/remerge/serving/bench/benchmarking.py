@@ -40,13 +40,12 @@ from remerge.serving.bench.models import (
     prepare,
     shape_of,
 )
-from remerge.serving.bench.prompts import Prompts, take_prompts
+from remerge.serving.bench.prompts import Prompts, context_of, take_prompts
 from remerge.serving.bench.rounds import Host, Report, Run, Work, run
 from remerge.serving.bench.surroundings import machine_now, versions_of
 from remerge.serving.sizing.asked import Asked as Wish
 from remerge.serving.sizing.asked import Memory, Sized
-from remerge.serving.sizing.reading import read_memory, size_of
-from remerge.sources.documents import read_json_object
+from remerge.serving.sizing.reading import read_memory, read_model, size_of
 from remerge.sources.references import Reference
 from remerge.version import __version__
 
@@ -100,8 +99,8 @@ def benchmark(asked: Asked, report: Report) -> Benchmark:
         )
     arms: tuple[ArmName, ...] = tuple(arm for arm in ARMS if arm in asked.arms)
     program = _program(engine, asked.pythons)
-    config = read_json_object(sources.base.path / "config.json")
-    prompts = take_prompts(asked.prompts, _tokenizer(sources), config, asked.max_tokens)
+    longest = read_model(sources.base.path).shape.max_context
+    prompts = take_prompts(asked.prompts, _tokenizer(sources), longest, asked.max_tokens)
     work = _work(asked, prompts)
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     # The directory goes when servers have ended: they are started and stopped within.
@@ -201,8 +200,7 @@ def _started(
     """How servers are started, with sizes that hold the load and no more, and whether there is
     memory for both at once. Raises `UsageError` or `BadInput` where there is none for one."""
     device = _device(engine)
-    # llama.cpp wants a token of room.
-    context = prompts.lengths[1] + asked.max_tokens + 1
+    context = context_of(prompts.lengths[1], asked.max_tokens)
     # transformers is sized as a server, which answers one request at a time; here it has a batch.
     batch = max(asked.concurrency) if engine == "transformers" else 1
     wish = Wish(context=context, sequences=max(asked.concurrency) // batch, dtype=asked.dtype)

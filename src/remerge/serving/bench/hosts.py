@@ -6,7 +6,6 @@ A server with the adapter answers for two arms: with the adapter, and (``idle``)
 
 from __future__ import annotations
 
-import socket
 import sys
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -70,7 +69,7 @@ def _start(
 ) -> Callable[[], AbstractContextManager[Running]]:
     @contextmanager
     def start() -> Generator[Running]:
-        address = Address(port=_free_port())
+        address = Address(port=servers.free_port())
         log = starting.logs / f"{served.name}.log"
         command, health = _command(engine, served, starting, address)
         server = servers.start(command, address, log=log)
@@ -158,10 +157,3 @@ def _extra(engine: str, arm: ArmName, *, adapted: bool) -> dict[str, Any]:
         # It knows no adapter by name; each request says how much of it there is.
         extra["lora"] = [{"id": 0, "scale": 1.0 if arm == "adapter" else 0.0}]
     return extra
-
-
-def _free_port() -> int:
-    """One that nobody listens on now."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])

@@ -14,12 +14,9 @@ from remerge.adapters.adapter import Adapter, open_adapter
 from remerge.advice.obstacles import obstacles_of, obstacles_of_base
 from remerge.advice.rules import rules
 from remerge.artefacts.digests import file_digest
-from remerge.engines.calling import call
-from remerge.engines.environments import python_of
-from remerge.engines.llama_cpp import LLAMA_CPP
 from remerge.errors import BadInput, Unsupported, UsageError
 from remerge.serving.bench.hosts import Models
-from remerge.serving.converted import own_type
+from remerge.serving.converted import convert_adapter, own_type
 from remerge.sources.documents import as_object, read_json_object
 from remerge.sources.ggml_types import FILE_TYPES
 from remerge.sources.gguf_header import read_gguf_header
@@ -124,15 +121,8 @@ def _as_gguf(sources: Sources, work: Path, make: Make, pythons: Mapping[str, str
         form = own_type(output.place)
         make(output.place, (), form, merged)
     make(base, (), form, work / "base.gguf")
-    _convert(pythons, base, adapter, work / "adapter.gguf")
+    convert_adapter(adapter, base, work / "adapter.gguf", pythons)
     return Models(merged, work / "base.gguf", work / "adapter.gguf", sources.rank)
-
-
-def _convert(pythons: Mapping[str, str], base: Path, adapter: Path, target: Path) -> None:
-    """The adapter as llama.cpp reads it, by its own converter."""
-    python = python_of(LLAMA_CPP, pythons)
-    request = {"adapter": str(adapter), "base": str(base), "target": str(target)}
-    call(python, "remerge.engines.convert_lora", request, lambda done, total, name: None)
 
 
 def _type_of(file: Path) -> str:

@@ -36,14 +36,15 @@ class Prompts:
 
 
 def take_prompts(
-    file: Path | None, tokenizer: Any, config: Mapping[str, Any], max_tokens: int
+    file: Path | None, tokenizer: Any, longest: int | None, max_tokens: int
 ) -> Prompts:
-    """Read and render; what is longer than the model's context less ``max_tokens`` is cut.
+    """Read and render; what leaves no room for ``max_tokens`` more in a context of ``longest``
+    tokens (None: nothing says how many it holds) is cut.
 
     Raises `UsageError` where no room is left for a prompt, and as `read_prompts`.
     """
-    longest = _longest(config)
-    if longest is not None and max_tokens >= longest:
+    room = None if longest is None else longest - context_of(0, max_tokens)
+    if room is not None and room < 1:
         raise UsageError(
             f"--max-tokens {max_tokens} leaves no room for a prompt: the model's context holds "
             f"{longest} tokens.",
@@ -51,7 +52,7 @@ def take_prompts(
         )
     found = tuple(_own(tokenizer)) if file is None else read_prompts(file, tokenizer)
     ids = [token_ids(prompt, tokenizer) for prompt in found]
-    cut = [one if longest is None else one[: longest - max_tokens] for one in ids if one]
+    cut = [one[:room] for one in ids if one]
     if not cut:
         raise UsageError(f"--prompts {file} holds no prompt that has a token.")
     notes = [] if file is not None else [_GENERIC]
@@ -64,6 +65,11 @@ def take_prompts(
     return Prompts(tuple(cut), "built in" if file is None else file.name, tuple(notes))
 
 
+def context_of(prompt: int, max_tokens: int) -> int:
+    """The context that a prompt and its answer need; llama.cpp wants a token of room."""
+    return prompt + max_tokens + 1
+
+
 def _own(tokenizer: Any) -> Iterator[Prompt]:
     """What users ask in the samples that calibration has, without the answers."""
     for number, line in enumerate(OWN.read_text("utf-8").splitlines(), 1):
@@ -73,9 +79,3 @@ def _own(tokenizer: Any) -> Iterator[Prompt]:
             yield chat(asked, tokenizer, f"line {number} of {OWN.name}")
         else:
             yield Prompt("\n\n".join(message["content"] for message in asked))
-
-
-def _longest(config: Mapping[str, Any]) -> int | None:
-    text: Mapping[str, Any] = config.get("text_config") or config
-    found = text.get("max_position_embeddings")
-    return found if isinstance(found, int) and found > 0 else None

@@ -58,7 +58,7 @@ _IMAGES = {
 }
 _PROGRAMS = {"vllm": ("vllm", "serve"), "llama.cpp": ("/app/llama-server",)}
 _PORTS = {"vllm": 8000, "llama.cpp": 8080}
-# Variables that speak of this machine's threads hold for a container's as well; paths do not.
+# For an image that has Python, and need have no curl.
 _PYTHON = (
     "python3",
     "-c",

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from remerge.engines.servers.vllm import rank_slot
 from remerge.serving.sizing.shape import Shape
 from remerge.serving.sizing.weights import Weights
-
-# Ranks that vLLM has slots of (vllm/config/lora.py, MaxLoRARanks).
-_SLOTS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 
 @dataclass(frozen=True)
@@ -37,8 +35,7 @@ def computing_bytes(
 
 
 def _slot(adapters: Sequence[AdapterFacts]) -> int:
-    widest = max(adapter.rank for adapter in adapters)
-    return next((slot for slot in _SLOTS if slot >= widest), widest)
+    return max(rank_slot(adapter.rank) for adapter in adapters)
 
 
 def adapters_bytes(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from fractions import Fraction
 
 from remerge.engines.servers.server import Settings
 from remerge.serving.sizing.asked import Asked, Forecast, Memory, Parts
@@ -116,7 +115,7 @@ def hints_for(load: Load, asked: Asked, context: int, wanted: int, batch: int, e
         found.append(f"--max-num-seqs {fewer} fits")
     narrower = _NARROWER.get(engine)
     if narrower and asked.cache_dtype == "auto":
-        layout = replace(load.layout, element=Fraction(element_bytes(narrower)))
+        layout = replace(load.layout, element=element_bytes(narrower))
         if replace(load, layout=layout).fits(context, wanted, batch):
             found.append(f"--cache-dtype {narrower} fits")
     needed = load.parts(context, wanted, batch).total
