@@ -13,7 +13,7 @@ from remerge.engines.servers.server import Address, Server
 from remerge.errors import UsageError
 from remerge.serving.printed.form import Printing
 from remerge.serving.printed.registry import form
-from remerge.serving.printed.sampling import sampling_of, stops_of
+from remerge.serving.printed.sampling import modelfile_beside, sampling_of, stops_of
 from remerge.serving.serve import Prepared
 from remerge.serving.sizes import Wanted, sizes_of
 from remerge.serving.smoke import has_chat_template
@@ -94,6 +94,7 @@ def printed(prepared: Prepared, name: str) -> str:
             health=prepared.server.health,
             sampling=sampling_of(served.model),
             stops=stops_of(served.model),
+            beside=modelfile_beside(served.model),
         )
     )
 

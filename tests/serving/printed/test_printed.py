@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 
 from remerge.engines.servers.server import Adapter, Address, Command, Served, Settings
 from remerge.errors import UsageError
+from remerge.outputs.gguf.ollama import Marks, modelfile
 from remerge.serving.printed.form import Printing
 from remerge.serving.printed.names import cluster_name
 from remerge.serving.printed.registry import FORMS, form
-from remerge.serving.printed.sampling import sampling_of, stops_of
+from remerge.serving.printed.sampling import modelfile_beside, sampling_of, stops_of
 
 _SETTINGS = Settings(4096, 8, 2**30, threads=2, batch=512)
 _ADAPTER = Adapter("sort", Path("/srv/adapters/sort it"), 8)
@@ -202,10 +203,27 @@ def test_modelfile(tmp_path: Path) -> None:
         'ADAPTER "/srv/adapters/sort it"',
         "PARAMETER num_ctx 4096",
         "PARAMETER temperature 0.6",
-        "PARAMETER top_p 0.9",
         "PARAMETER top_k 20",
+        "PARAMETER top_p 0.9",
         'PARAMETER stop "<|end|>"',
     ]
+
+
+def test_a_modelfile_that_came_with_a_gguf_file_is_taken_over(tmp_path: Path) -> None:
+    marks = Marks(None, ("<u>", "\n"), ("<a>", "\n"), "", "<a>")
+    file = tmp_path / "m.gguf"
+    own = modelfile("m.gguf", marks, ["<|end|>"], {"temperature": 0.5}, 512)
+    (tmp_path / "Modelfile").write_text(own)
+    served = Served(file, "m")
+    text = form("modelfile").write(_llama(served=served, beside=modelfile_beside(file)))
+    lines = [line for line in text.split("\n") if not line.startswith("#")]
+    # Only where it is, and the context that it was sized for, are others.
+    assert lines[0] == f'FROM "{file}"'
+    template = own.split("\n")[1:-2]
+    assert lines[1:-1] == [*template, "PARAMETER num_ctx 4096"]
+    assert marks.template() in text and 'PARAMETER stop "<|end|>"' in lines
+    assert modelfile_beside(tmp_path / "another.gguf") == ()
+    assert modelfile_beside(tmp_path / "none" / "m.gguf") == ()
 
 
 def test_a_greedy_models_modelfile() -> None:

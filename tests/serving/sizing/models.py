@@ -46,4 +46,4 @@ def weights(draw: st.DrawFn) -> Weights:
     parameters = draw(st.integers(10**5, 10**11))
     stored = 2 * parameters
     file = draw(st.integers(stored // 40 + 1, stored))
-    return Weights(stored, file, parameters, 0, parameters, file // 3, 0, stored)
+    return Weights(file, parameters, 0, parameters, file // 3, 0, stored)

@@ -41,7 +41,6 @@ LLAMA = Shape(
     dtype="bfloat16",
 )
 LLAMA_WEIGHTS = Weights(
-    stored=16_060_522_496,
     largest_file=4_976_698_672,
     floats=8_030_261_248,
     other=0,

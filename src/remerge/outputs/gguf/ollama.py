@@ -22,7 +22,8 @@ _CONTENTS = tuple(f"\ue000{number}\ue001" for number in range(len(_NAMES)))
 _MESSAGES: tuple[Message, ...] = tuple(
     {"role": role, "content": content} for role, content in zip(_NAMES, _CONTENTS, strict=True)
 )
-_PARAMETERS = {
+# Its parameters, by the names that generation_config.json has for them.
+PARAMETERS = {
     "temperature": "temperature",
     "top_k": "top_k",
     "top_p": "top_p",
@@ -135,7 +136,7 @@ def modelfile(
         lines.append("# No TEMPLATE: Ollama takes the one in the file, where it knows it.")
     lines += [f'PARAMETER stop "{stop}"' for stop in stops if '"' not in stop]
     if generation.get("do_sample") is not False:
-        for key, name in _PARAMETERS.items():
+        for key, name in PARAMETERS.items():
             value = generation.get(key)
             if isinstance(value, int | float) and not isinstance(value, bool):
                 lines.append(f"PARAMETER {name} {value}")

@@ -126,7 +126,7 @@ def benchmark(asked: Asked, report: Report) -> Benchmark:
         machine=machine_now(load),
         settings=_settings(asked, work, prompts, starting.settings, done),
         model=shape_of(sources),
-        arms=tuple(_arms(hosts, done, engine)),
+        arms=tuple(_arms(hosts, done)),
         measure=measure,
         headline="",
         points=figures.points(done.segments),
@@ -262,7 +262,7 @@ def _settings(asked: Asked, work: Work, prompts: Prompts, sizes: Sizes, done: Ru
     )
 
 
-def _arms(hosts: Sequence[Host], done: Run, engine: str) -> Iterator[Arm]:
+def _arms(hosts: Sequence[Host], done: Run) -> Iterator[Arm]:
     what = {
         "merged": "the merged model",
         "adapter": "the base with the adapter, unmerged",

@@ -13,7 +13,9 @@ from remerge.engines.servers.server import Address, Command, Served, Settings
 class Printing:
     """A server that could be started here: what is served by which engine and command, and why in
     these sizes. ``memory`` is the bytes that it may take, of the machine or of a GPU; ``sampling``
-    is the model's generation_config.json, ``stops`` the texts of tokens at which it ends."""
+    is the model's generation_config.json, ``stops`` the texts of tokens at which it ends, and
+    ``beside`` the lines of the Modelfile that was written with a GGUF file, but for its FROM and
+    context."""
 
     engine: str
     served: Served
@@ -25,6 +27,7 @@ class Printing:
     health: str = "/health"
     sampling: Mapping[str, object] = field(default_factory=dict[str, object])
     stops: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
 
     @property
     def on_gpu(self) -> bool:

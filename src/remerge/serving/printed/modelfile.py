@@ -5,16 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from remerge.errors import UsageError
+from remerge.outputs.gguf.ollama import PARAMETERS
 from remerge.serving.printed.form import Form, Printing, commented
 
-# Ollama's parameters, by the names that generation_config.json has for them.
-_SAMPLING = {
-    "temperature": "temperature",
-    "top_p": "top_p",
-    "top_k": "top_k",
-    "min_p": "min_p",
-    "repetition_penalty": "repeat_penalty",
-}
 _ARCHITECTURES = (
     "Ollama reads a checkpoint's directory of a few architectures only (Llama, Mistral, Gemma and "
     "Phi3 by its documentation); of others give it a GGUF file: "
@@ -24,6 +17,7 @@ _TEMPLATE = (
     "No TEMPLATE: Ollama takes its own for the chat template that the model carries, and the bare "
     "prompt where it knows none. `ollama show --modelfile NAME` tells which it took."
 )
+_BESIDE = "Template and parameters are those of the Modelfile that lies beside the file."
 
 
 def _write(printing: Printing) -> str:
@@ -35,6 +29,9 @@ def _write(printing: Printing) -> str:
         )
     lines = [f"FROM {_quoted(str(served.model.absolute()))}"]
     lines += [f"ADAPTER {_quoted(str(adapter.path.absolute()))}" for adapter in served.adapters]
+    if printing.beside:
+        lines += [*printing.beside, f"PARAMETER num_ctx {printing.settings.context}"]
+        return commented(printing, _BESIDE) + "".join(f"{line}\n" for line in lines)
     lines += [f"PARAMETER {line}" for line in _parameters(printing)]
     notes = (_TEMPLATE,) if served.model.suffix == ".gguf" else (_TEMPLATE, _ARCHITECTURES)
     return commented(printing, *notes) + "".join(f"{line}\n" for line in lines)
@@ -46,7 +43,7 @@ def _parameters(printing: Printing) -> Iterator[str]:
     greedy = sampling.get("do_sample") is False
     if greedy:
         yield "temperature 0"
-    for theirs, name in _SAMPLING.items():
+    for theirs, name in PARAMETERS.items():
         value = sampling.get(theirs)
         if isinstance(value, bool) or not isinstance(value, int | float):
             continue

@@ -36,3 +36,16 @@ def stops_of(model: Path) -> tuple[str, ...]:
         if isinstance(text, str) and text:
             found.append(text)
     return tuple(found)
+
+
+def modelfile_beside(model: Path) -> tuple[str, ...]:
+    """The lines of the Modelfile that was written with a GGUF file, but for its FROM and context:
+    it has the chat template in Ollama's language. None of a file that has no such Modelfile."""
+    try:
+        text = (model.parent / "Modelfile").read_text("utf-8")
+    except (OSError, UnicodeDecodeError):
+        return ()
+    first, *others = text.rstrip("\n").split("\n")
+    if first != f"FROM ./{model.name}":
+        return ()
+    return tuple(line for line in others if not line.startswith("PARAMETER num_ctx "))

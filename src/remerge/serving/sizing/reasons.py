@@ -20,7 +20,6 @@ def reasons_for(
     forecast: Forecast,
     asked: Asked,
     memory: Memory,
-    engine: str,
 ) -> tuple[str, ...]:
     """The sentences that `remerge serve` prints, each with its numbers."""
     shape = load.shape

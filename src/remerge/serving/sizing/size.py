@@ -76,7 +76,7 @@ def size(
     # States are kept at the ends of blocks, of which a batch holds one at least.
     whole = least_batch(shape, layout)
     batch = max(batch, whole)
-    smallest = max(whole, _smallest_batch(figures, batch, wanted, target))
+    smallest = max(whole, _smallest_batch(figures, batch, wanted))
     context = target
     if not load.fits(target, wanted, smallest):
         context = largest(target, lambda n: load.fits(n, wanted, smallest), _UNIT)
@@ -112,7 +112,7 @@ def size(
         gpu_fraction=_fraction(memory),
         batch=batch or None,
     )
-    reasons = reasons_for(load, settings, parts, forecast, asked, memory, engine)
+    reasons = reasons_for(load, settings, parts, forecast, asked, memory)
     return Sized(settings, reasons, parts, forecast)
 
 
@@ -202,7 +202,7 @@ def _batch(
     return min(batch, max(context, figures.smallest_batch))
 
 
-def _smallest_batch(figures: EngineFigures, batch: int, sequences: int, context: int) -> int:
+def _smallest_batch(figures: EngineFigures, batch: int, sequences: int) -> int:
     # A batch holds a token of every sequence.
     return min(max(figures.smallest_batch, sequences), max(batch, sequences)) if batch else 0
 

@@ -15,13 +15,12 @@ _REPACKED = ("Q4_0", "Q4_K", "Q2_K", "IQ4_NL", "IQ4_XS", "type 39")
 
 @dataclass(frozen=True)
 class Weights:
-    """``stored`` bytes on disk, ``largest_file`` of them in one file. Of ``floats`` elements in
-    16 or 32 bits the bytes follow the dtype computed with; ``other`` bytes (quantised, whole
-    numbers) stay. ``repacked`` bytes of a GGUF file are in memory twice. ``parameters`` take part
-    in a token, experts not chosen left out; ``widest`` is the bytes of the largest tensor, and
-    ``edges`` the rows and columns of all matrices."""
+    """``largest_file`` is the bytes of the largest. Of ``floats`` elements in 16 or 32 bits the
+    bytes follow the dtype computed with; ``other`` bytes (quantised, whole numbers) stay.
+    ``repacked`` bytes of a GGUF file are in memory twice. ``parameters`` take part in a token,
+    experts not chosen left out; ``widest`` is the bytes of the largest tensor, and ``edges`` the
+    rows and columns of all matrices."""
 
-    stored: int
     largest_file: int
     floats: int
     other: int
@@ -59,10 +58,8 @@ def weights_of(checkpoint: Checkpoint, *, chosen: float = 1.0) -> Weights:
             other += tensor.nbytes
             # Two values a byte is what most packed formats hold.
             parameters += tensor.nbytes * 2 * share
-    sizes = [shard.size for shard in checkpoint.shards]
     return Weights(
-        stored=sum(sizes),
-        largest_file=max(sizes),
+        largest_file=max(shard.size for shard in checkpoint.shards),
         floats=floats,
         other=other,
         parameters=int(parameters),
@@ -86,4 +83,4 @@ def weights_of_gguf(header: GgufHeader, *, chosen: float = 1.0) -> Weights:
         if tensor.type in _REPACKED and len(tensor.shape) > 1 and "embd" not in name:
             repacked += size
     end = max((tensor.stop for tensor in header.tensors.values()), default=0)
-    return Weights(end, end, 0, nbytes, int(parameters), widest, repacked)
+    return Weights(end, 0, nbytes, int(parameters), widest, repacked)
