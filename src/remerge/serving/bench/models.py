@@ -35,8 +35,8 @@ _READS = {"vllm": "checkpoint", "transformers": "checkpoint", "llama.cpp": "gguf
 
 @dataclass(frozen=True)
 class Sources:
-    """Base, adapter, and what was merged of them before (None: it is merged for the benchmark), with
-    what is to be said of that."""
+    """Base, adapter, and what was merged of them before (None: it is merged for the benchmark);
+    ``notes`` are what is to be said of that."""
 
     base: Reference
     adapter: Reference
