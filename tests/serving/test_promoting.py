@@ -334,3 +334,43 @@ def test_a_recorded_comparison(
     assert not found(engine="vllm") and not found(form="int4")
     other = record.files[0].model_copy(update={"sha256": "0" * 64})
     assert not found(record=record.model_copy(update={"files": (other, *record.files[1:])}))
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        {"command": "remerge compare 'new --max-kl 0.01"},
+        {"command": "remerge compare new --max-kl 0.01 --limit many"},
+        {"command": "remerge compare new --max-kl 0.01 --limit"},
+        {"merged": 0.1},
+        {"p_value": 1.0, "lost": 12},
+    ],
+    ids=["quoted", "many", "none", "score", "lost"],
+)
+def test_a_recorded_comparison_that_somebody_edited(
+    compared: Path, tmp_path: Path, edit: dict[str, Any]
+) -> None:
+    """What does not add up counts for nothing, and is no fault of remerge's."""
+    from remerge.artefacts.store.layout import open_store
+    from remerge.artefacts.store.records import read_record, read_state
+    from remerge.serving.earlier_comparison import earlier_comparison
+    from remerge.validation.comparison_asked import Asked
+
+    place = tmp_path / "edited"
+    shutil.copytree(compared, place)
+    gate = {"evaluations": [f"sort={QUESTIONS}/sort.jsonl"], "limit": 30, "max_kl": 0.01}
+    (file,) = (place / "remerge.tests").iterdir()
+    document = json.loads(file.read_bytes())
+    figures = document["predicate"]["figures"]
+    (task,) = figures["tasks"]
+    for name, value in edit.items():
+        if name == "merged":
+            task["merged"]["value"] = value
+        else:
+            (figures if name == "command" else task)[name] = value
+    file.write_text(json.dumps(document))
+    id = remerge.Store().add(place, name="edited").id
+    opened = open_store()
+    record, state = read_record(opened, id), read_state(opened, id)
+    asked = Asked(None, (), place, gate=gate)
+    assert not earlier_comparison(opened, record, state, asked, "bfloat16", "transformers")

@@ -124,6 +124,26 @@ def test_what_was_collected_is_made_again(shop: Workshop) -> None:
     assert store.verify().damage == ()
 
 
+def test_what_was_collected_is_back_where_another_kept_its_bytes(shop: Workshop) -> None:
+    """Two merges of the same weights, and of other files beside them."""
+    twin = shop.root / "twin"
+    shutil.copytree(shop.base, twin)
+    (twin / "chat_template.jinja").write_text("{{ messages }}")
+    store = remerge.Store(shop.store)
+    store.add(twin, name="twin-base")
+    store.add(shop.merged(0, twin), name="twin")
+    promote(shop, "v0")
+    promote(shop, "v1")
+    store.gc(["v0"])
+    whole = len(see(shop.store).files(store.show("v0").id))
+    done = remerge.rollback(store=shop.store)
+    assert done.rebuilt and store.show("production").status == "here"
+    assert done.files >= whole
+    store.gc(["twin"], force=True)
+    assert store.verify().damage == () and store.show("production").status == "here"
+    sound(shop.store)
+
+
 def test_what_cannot_be_made_again_is_not_forced_away(tmp_path: Path) -> None:
     """Unless no name that was promoted has named it."""
     shop = filled(tmp_path)

@@ -14,13 +14,14 @@ from remerge.artefacts.manifest import CARD, MANIFEST, PROVENANCE
 from remerge.artefacts.store import blobs
 from remerge.artefacts.store.layout import Store
 from remerge.artefacts.store.records import Record, State
-from remerge.artefacts.test_result import TESTS, Statement, read_statement
+from remerge.artefacts.test_result import TESTS, Statement, TaskResult, read_statement
 from remerge.errors import UsageError
 from remerge.validation.comparison_asked import Asked
-from remerge.validation.paired import score_gate
+from remerge.validation.paired import mcnemar, score_gate
 
 # A smaller set of questions cannot fail (docs/compare.md).
 _FEWEST = 6
+_ROUNDING = 1e-9
 # What a comparison asks otherwise than one made now would.
 _OTHERWISE = ("no-chat", "max-tokens", "answer-tokens", "endpoint", "engine", "format", "dtype")
 
@@ -80,11 +81,13 @@ def _as_strict(statement: Statement, asked: Asked, form: str | None, engine: str
     if (figures.engine, figures.dtype, figures.format) != (engine, asked.dtype, form):
         return False
     said = _options(figures.command)
+    if said is None or not all(map(_adds_up, figures.tasks)):
+        return False
     gate, thresholds = asked.gate, asked.thresholds
     if any(option in said for option in _OTHERWISE) or said.get("scorer") != gate.get("scorer"):
         return False
     most = gate.get("limit")
-    if "limit" in said and (most is None or int(said["limit"]) < most):
+    if "limit" in said and (most is None or _number(said["limit"]) < most):
         return False
     for option, limit in (
         ("max-kl", thresholds.max_kl),
@@ -131,12 +134,31 @@ def _digest(path: Path) -> str:
         raise UsageError(f"{path} cannot be read: {error.strerror}.") from error
 
 
-def _options(command: str) -> Mapping[str, str]:
-    """The options of the command that a comparison recorded, each with what follows it."""
-    words = shlex.split(command)
+def _options(command: str) -> Mapping[str, str] | None:
+    """The options of the command that a comparison recorded, each with what follows it; None for
+    what is no command."""
+    try:
+        words = shlex.split(command)
+    except ValueError:
+        return None
     following = [*words[1:], ""]
     return {
         word[2:]: after
         for word, after in zip(words, following, strict=True)
         if word.startswith("--")
     }
+
+
+def _number(text: str) -> int:
+    """Zero for what is none: it asks less than anything."""
+    return int(text) if text.isascii() and text.isdecimal() else 0
+
+
+def _adds_up(task: TaskResult) -> bool:
+    """Whether a score's figures are of one comparison: they lie in a file that people can edit."""
+    drop = task.merged.value - task.adapter.value
+    return (
+        task.lost + task.won <= task.questions
+        and abs(drop - task.delta.value) <= _ROUNDING
+        and abs(mcnemar(task.lost, task.won) - task.p_value) <= _ROUNDING
+    )

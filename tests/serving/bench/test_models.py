@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import remerge
 from remerge.engines.tokenisation import open_tokenizer
-from remerge.errors import Unsupported, UsageError
+from remerge.errors import BadInput, Unsupported, UsageError
 from remerge.serving.bench.models import Sources, check_engine, find_sources, shape_of
 from remerge.serving.bench.prompts import context_of, take_prompts
 from remerge.sources.references import resolve
@@ -66,6 +68,34 @@ def test_gguf_is_for_llama_cpp(tmp_path: Path):
     with pytest.raises(UsageError, match=r"--engine llama\.cpp"):
         check_engine("vllm", found)
     check_engine("llama.cpp", found)
+
+
+@pytest.mark.parametrize("to", ["safetensors", "fp8"])
+def test_what_was_merged_of_others_is_refused(tmp_path: Path, to: str):
+    out = tmp_path / "m"
+    remerge.export(BASE, out, adapters=[SORT], to=to)
+    assert sources(output=out).notes == ()
+    dates = EXAMPLES / "adapters" / "dates"
+    with pytest.raises(BadInput, match=r"not merged of the adapter .*dates\. .* names sort,"):
+        sources(dates, out)
+    other = tmp_path / "base"
+    shutil.copytree(BASE, other)
+    weights = other / "model-00002-of-00002.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    for base in (other, tmp_path):
+        with pytest.raises(BadInput, match="not merged onto the base"):
+            find_sources(replace(resolve(BASE, "base"), path=base), resolve(SORT, "adapter"), out)
+
+
+def test_what_is_not_known_of_a_merge_is_said(tmp_path: Path):
+    both = tmp_path / "both"
+    remerge.merge(BASE, [SORT, EXAMPLES / "adapters" / "dates"], both)
+    (said,) = sources(output=both).notes
+    assert said.startswith("It was made of sort, dates, and sort alone ran unmerged")
+    (both / "remerge.json").unlink()
+    (said,) = sources(output=both).notes
+    assert said.startswith("both has no manifest")
 
 
 def test_the_model_is_told_by_shape_and_digest_and_not_by_path():

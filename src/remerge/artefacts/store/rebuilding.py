@@ -65,6 +65,7 @@ def rebuild(store: Store, target: str, means: Means) -> Rebuilt:
         artefact = resolve(store, target)
         record = read_record(store, artefact)
         derived = [file for file in record.files if file.derived]
+        was_collected = read_state(store, artefact).collected is not None
         missing = [file for file in derived if not blobs.is_whole(store, file.sha256)]
         made = place / "made"
         started = time.monotonic()
@@ -90,10 +91,13 @@ def rebuild(store: Store, target: str, means: Means) -> Rebuilt:
             moves = [(_read_only(made / file.name), _place(store, file)) for file in missing]
             state = read_state(store, artefact)
             proved = state.model_copy(update={"proof": proof_of(seconds), "collected": None})
-            if not missing:
+            # Another artefact may have kept the bytes of what was collected: they are its own again.
+            back = was_collected and all(blobs.find(store, file.sha256) for file in derived)
+            if not missing and not back:
                 # Collected while it was derived: then it is proved, and still collected.
                 proved = proved.model_copy(update={"collected": state.collected})
-            _record(store, artefact, "rebuild" if missing else "prove", moves, proved, target)
+            action = "rebuild" if missing or back else "prove"
+            _record(store, artefact, action, moves, proved, target)
     restored = tuple(file.name for file in missing)
     nbytes = sum(file.size for file in derived)
     return Rebuilt(artefact, len(derived), nbytes, seconds, restored)

@@ -134,7 +134,9 @@ def benchmark(asked: Asked, report: Report) -> Benchmark:
         samples=samples,
         notes=(),
     )
-    notes = _notes(found, done, prompts, differing_formats(engine, sources))
+    differing = differing_formats(engine, sources)
+    said = [*sources.notes, *([] if differing is None else [differing]), *prompts.notes]
+    notes = _notes(found, done, said)
     return found.model_copy(update={"headline": _headline(found), "notes": tuple(notes)})
 
 
@@ -290,10 +292,10 @@ def _headline(found: Benchmark) -> str:
     return "no figure: requests failed, and what failed is not left out of an average"
 
 
-def _notes(found: Benchmark, done: Run, prompts: Prompts, differing: str | None) -> Iterator[str]:
+def _notes(found: Benchmark, done: Run, said: Sequence[str]) -> Iterator[str]:
     for point in found.points:
         if point.failed:
-            said = next(
+            fault = next(
                 answer.fault
                 for segment in done.segments
                 if (segment.arm, segment.concurrency) == (point.arm, point.concurrency)
@@ -302,11 +304,9 @@ def _notes(found: Benchmark, done: Run, prompts: Prompts, differing: str | None)
             )
             yield (
                 f"{point.failed} requests of {point.arm} failed at {point.concurrency} at once, "
-                f"and its figures are void: {said.rstrip('.')}."
+                f"and its figures are void: {fault.rstrip('.')}."
             )
-    if differing is not None:
-        yield differing
-    yield from prompts.notes
+    yield from said
     if found.measure == "cpu":
         yield (
             "Measured in processor time, as the clock on the wall also counts what other programs "

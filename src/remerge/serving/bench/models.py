@@ -16,6 +16,7 @@ from remerge.advice.rules import rules
 from remerge.artefacts.digests import file_digest
 from remerge.errors import BadInput, Unsupported, UsageError
 from remerge.serving.bench.hosts import Models
+from remerge.serving.bench.made_of import check_made_of
 from remerge.serving.converted import convert_adapter, own_type
 from remerge.sources.documents import as_object, read_json_object
 from remerge.sources.ggml_types import FILE_TYPES
@@ -31,12 +32,14 @@ _READS = {"vllm": "checkpoint", "transformers": "checkpoint", "llama.cpp": "gguf
 
 @dataclass(frozen=True)
 class Sources:
-    """Base, adapter, and what was merged of them before (None: it is merged for the benchmark)."""
+    """Base, adapter, and what was merged of them before (None: it is merged for the benchmark);
+    ``notes`` are what is to be said of that."""
 
     base: Reference
     adapter: Reference
     output: Artefact | None
     opened: Adapter
+    notes: tuple[str, ...] = ()
 
     @property
     def rank(self) -> int:
@@ -48,9 +51,12 @@ class Sources:
 
 
 def find_sources(base: Reference, adapter: Reference, output: Path | None) -> Sources:
-    """Open what is to be measured; raises `BadInput`."""
-    artefact = None if output is None else find_artefact(output)
-    return Sources(base, adapter, artefact, open_adapter(adapter.path))
+    """Open what is to be measured; raises `BadInput`, also where ``output`` was made of others."""
+    opened = open_adapter(adapter.path)
+    if output is None:
+        return Sources(base, adapter, None, opened)
+    artefact = find_artefact(output)
+    return Sources(base, adapter, artefact, opened, check_made_of(base, opened, artefact))
 
 
 def check_engine(engine: str, sources: Sources) -> None:
