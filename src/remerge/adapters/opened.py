@@ -46,6 +46,12 @@ class Adapter:
     notes: tuple[str, ...] = ()
     _convert: Callable[[BaseFacts], Adapter] | None = None
 
+    @property
+    def rank(self) -> int:
+        """The largest rank of its low-rank factors; 1 where it has none."""
+        factors = (t.shape[0] for name, t in self.tensors.items() if ".lora_A" in name)
+        return max(factors, default=1)
+
     def for_base(self, base: BaseFacts) -> Adapter:
         """This adapter in PEFT's terms for a base; itself where it already is.
 

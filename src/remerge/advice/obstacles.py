@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from remerge.adapters.adapter import Adapter
+from remerge.advice.rules import Obstacle, rules
 from remerge.engines.servers.vllm import RANKS
 from remerge.sources.codecs.stated import quantisation_stated
 from remerge.sources.documents import as_object
@@ -26,6 +27,16 @@ def obstacles_of_base(config: Mapping[str, Any]) -> tuple[str, ...]:
     """The same of a base's configuration."""
     stated = quantisation_stated(config).get("quant_method")
     return ("bitsandbytes-base",) if stated == "bitsandbytes" else ()
+
+
+def obstacle_to(engine: str, adapter: Adapter, base: Mapping[str, Any]) -> Obstacle | None:
+    """The first thing that keeps an engine from serving an adapter unmerged on a base of this
+    configuration. transformers has PEFT do it, which runs all that PEFT wrote."""
+    for name in (*obstacles_of(adapter), *obstacles_of_base(base)):
+        found = rules().obstacles[name]
+        if name == "other-trainer" if engine == "transformers" else engine in found.engines:
+            return found
+    return None
 
 
 def _of_lora(adapter: Adapter) -> Iterator[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 import sys
 import tempfile
 from dataclasses import replace
@@ -16,6 +15,8 @@ from remerge.cli.options import engine_python, json_output, pythons, quiet, stor
 from remerge.cli.output import print_json, print_notes, print_table, printable, progress
 
 if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
     from remerge.serving.serve import Prepared, Up
 
 
@@ -212,7 +213,7 @@ def _go_on_alone(prepared: Prepared) -> None:
     would take 250 MB for as long as the server runs."""
     with tempfile.TemporaryFile() as file:
         # The key is still where it was given.
-        pickle.dump(replace(prepared, key=None), file)
+        file.write(_as_json().dump_json(replace(prepared, key=None)))
         file.flush()
         file.seek(0)
         os.set_inheritable(file.fileno(), True)
@@ -224,7 +225,15 @@ def _go_on_alone(prepared: Prepared) -> None:
 
 def _taken_over(descriptor: int) -> Prepared:
     with os.fdopen(descriptor, "rb") as file:
-        return pickle.load(file)
+        return _as_json().validate_json(file.read())
+
+
+def _as_json() -> TypeAdapter[Prepared]:
+    from pydantic import TypeAdapter
+
+    from remerge.serving.serve import Prepared
+
+    return TypeAdapter(Prepared)
 
 
 def _print_up(prepared: Prepared, up: Up) -> None:

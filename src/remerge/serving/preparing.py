@@ -75,7 +75,7 @@ def prepare(
     where = address or Address()
     command = server.command(program, served, sizes.settings, where)
     command = replace(command, words=(*command.words, *extra))
-    return Prepared(server, served, sizes, where, command, has_chat_template(served), key)
+    return Prepared(server.engine, served, sizes, where, command, has_chat_template(served), key)
 
 
 def printed(prepared: Prepared, name: str) -> str:
@@ -84,7 +84,7 @@ def printed(prepared: Prepared, name: str) -> str:
     served, sizes = prepared.served, prepared.sizes
     return form(name).write(
         Printing(
-            engine=prepared.server.engine,
+            engine=prepared.engine,
             served=served,
             settings=sizes.settings,
             address=prepared.address,

@@ -18,9 +18,7 @@ from remerge.artefacts.store.rebuilding import proof_of
 from remerge.artefacts.store.records import Record, StoredFile
 from remerge.artefacts.store.words import a
 from remerge.artefacts.test_result import TESTS, Figures
-from remerge.engines.environments import is_installed
-from remerge.engines.registry import engine_of
-from remerge.engines.scorers import SCORERS
+from remerge.engines.servers.registry import usual_engine
 from remerge.errors import BadInput, IntegrityError, NotReproduced
 from remerge.merging.budget import DEFAULT
 from remerge.serving.laid_out import lay_out_artefact
@@ -307,15 +305,13 @@ def _in_short(figures: Figures) -> str:
 
 
 def _engine_for(output: Path, pythons: Mapping[str, str]) -> str:
-    """Who serves such an artefact: a checkpoint is vLLM's where it is there, else transformers'."""
+    """Who serves such an artefact; what no server takes is loaded by who scores it."""
     from remerge.validation.artefact import find_artefact
     from remerge.validation.sides import USUAL
 
     kind = find_artefact(output).kind
-    engine = SCORERS["vllm"].engine
-    assert engine is not None
-    if kind == "checkpoint" and (engine in pythons or is_installed(engine_of(engine))):
-        return "vllm"
+    if kind in ("checkpoint", "gguf"):
+        return usual_engine(pythons, is_gguf=kind == "gguf")
     return USUAL[kind]
 
 

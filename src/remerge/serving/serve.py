@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from remerge.engines.endpoint import Endpoint
+from remerge.engines.servers.registry import server_of
 from remerge.engines.servers.running import Running, ended, start, wait_healthy
 from remerge.engines.servers.server import Address, Command, Served, Server
 from remerge.errors import RemergeError
@@ -35,13 +36,18 @@ _PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 class Prepared:
     """A server that can be started: ``chat`` says whether the model has a chat template."""
 
-    server: Server
+    engine: str
     served: Served
     sizes: Sized
     address: Address
     command: Command
     chat: bool
     key: str | None = None
+
+    @property
+    def server(self) -> Server:
+        """The engine as a server."""
+        return server_of(self.engine)
 
     @property
     def model(self) -> str:
@@ -54,9 +60,7 @@ class Prepared:
         adapters = tuple(adapter.name for adapter in self.served.adapters)
         # llama.cpp has its adapter in every answer.
         return (
-            adapters
-            if adapters and self.server.engine == "llama.cpp"
-            else (self.served.name, *adapters)
+            adapters if adapters and self.engine == "llama.cpp" else (self.served.name, *adapters)
         )
 
 
@@ -116,7 +120,7 @@ def document(prepared: Prepared, up: Up | None = None) -> dict[str, Any]:
     """What is served and how, as JSON has it."""
     settings, parts = prepared.sizes.settings, prepared.sizes.parts
     found: dict[str, Any] = {
-        "engine": prepared.server.engine,
+        "engine": prepared.engine,
         "url": prepared.address.url,
         "model": prepared.model,
         "models": list(prepared.names),

@@ -10,11 +10,10 @@ from typing import Any
 
 from remerge.adapters.adapter import Adapter as Opened
 from remerge.adapters.adapter import open_adapter
-from remerge.advice.obstacles import obstacles_of, obstacles_of_base
-from remerge.advice.rules import rules
+from remerge.advice.obstacles import obstacle_to
 from remerge.artefacts.making import Report
 from remerge.artefacts.store.rebuilding import Means
-from remerge.engines.environments import is_installed
+from remerge.engines.servers.registry import usual_engine
 from remerge.engines.servers.server import Adapter, Served
 from remerge.engines.vllm import VLLM
 from remerge.errors import BadInput, Unsupported, UsageError
@@ -53,12 +52,12 @@ def choose_engine(target: Target, given: Mapping[str, str], *, elsewhere: bool =
     """llama.cpp for a GGUF file; for a directory vLLM where it is installed (or ``elsewhere``),
     else transformers where its server's packages are. Raises `UsageError` where there is
     neither."""
-    if target.model.is_gguf:
-        return "llama.cpp"
-    if elsewhere or VLLM.name in given or is_installed(VLLM):
+    if elsewhere and not target.model.is_gguf:
         return VLLM.name
-    if all(importlib.util.find_spec(name) for name in ("fastapi", "uvicorn")):
-        return "transformers"
+    found = usual_engine(given, is_gguf=target.model.is_gguf)
+    lacking = [name for name in ("fastapi", "uvicorn") if not importlib.util.find_spec(name)]
+    if found != "transformers" or not lacking:
+        return found
     raise UsageError(
         "There is no engine here that serves a checkpoint directory.",
         hint="Run: remerge engines install vllm. To try it out without: pip install "
@@ -186,22 +185,15 @@ def _check_served(model: Found, found: Found, adapter: Opened | None, engine: st
         if engine != "llama.cpp":
             raise UsageError(f"{found.path.name} is a GGUF file, which {engine} does not read.")
         return
-    names = [*obstacles_of(adapter)]
-    if not model.is_gguf:
-        names += obstacles_of_base(read_json_object(model.path / "config.json"))
-    known = rules().obstacles
-    for name in names:
-        if engine in known[name].engines:
-            raise Unsupported(
-                f"{engine} cannot serve {found.name} unmerged: {known[name].says}",
-                why=f"Known from: {known[name].source}",
-                hint=f"Merge it: remerge merge {model.path} {found.path} -o OUT, and serve OUT. To "
-                "try it out as it is: --engine transformers.",
-            )
-    if engine == "transformers" and adapter.trainer != "PEFT":
+    config = {} if model.is_gguf else read_json_object(model.path / "config.json")
+    obstacle = obstacle_to(engine, adapter, config)
+    if obstacle is not None:
+        instead = " To try it out as it is: --engine transformers."
         raise Unsupported(
-            f"{found.name} is not PEFT's, which transformers serves alone.",
-            hint=f"Merge it: remerge merge {model.path} {found.path} -o OUT.",
+            f"{engine} cannot serve {found.name} unmerged: {obstacle.says}",
+            why=f"Known from: {obstacle.source}",
+            hint=f"Merge it: remerge merge {model.path} {found.path} -o OUT, and serve OUT."
+            f"{'' if obstacle_to('transformers', adapter, config) else instead}",
         )
     if not model.is_gguf:
         _check_fits(model.path, found.path)
@@ -219,8 +211,7 @@ def _check_fits(base: Path, adapter: Path) -> None:
 def _rank(found: Found, adapter: Opened | None) -> int:
     """The largest rank of its modules."""
     if adapter is not None:
-        factors = (t.shape[0] for name, t in adapter.tensors.items() if ".lora_A" in name)
-        return max(factors, default=1)
+        return adapter.rank
     tensors = read_gguf_header(found.path).tensors
     ranks = [t.shape[0] for name, t in tensors.items() if name.endswith(".lora_a")]
     if not ranks:

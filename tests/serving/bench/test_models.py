@@ -56,7 +56,7 @@ def test_one_that_they_do_not(tmp_path: Path, engine: str, config: dict[str, Any
 
 def test_a_rank_pattern_is_vllms_alone(tmp_path: Path):
     found = sources(changed(tmp_path / "adapter", rank_pattern={"q_proj": 64}))
-    assert found.rank == 64
+    assert found.opened.rank == 8
     check_engine("llama.cpp", found)
     with pytest.raises(Unsupported, match="vllm"):
         check_engine("vllm", found)

@@ -27,6 +27,16 @@ def server_of(engine: str) -> Server:
     return SERVERS[engine]
 
 
+def usual_engine(given: Mapping[str, str], *, is_gguf: bool) -> str:
+    """Who serves a GGUF file, or a checkpoint directory, where nobody says: llama.cpp, vLLM where
+    it is installed or ``given`` (``--engine-python``), else transformers."""
+    if is_gguf:
+        return LLAMA_CPP_SERVER.engine
+    vllm = VLLM_SERVER.engine
+    there = vllm in given or is_installed(engine_of(vllm))
+    return vllm if there else TRANSFORMERS_SERVER.engine
+
+
 def program_of(server: Server, given: Mapping[str, str]) -> Path:
     """What runs a server: its engine's interpreter (``given`` is ``--engine-python``), for
     transformers remerge's own. Raises `UsageError` where there is none."""

@@ -13,9 +13,7 @@ from statistics import median
 from typing import Any
 
 from remerge.engines import machine
-from remerge.engines.environments import is_installed
-from remerge.engines.registry import engine_of
-from remerge.engines.servers.registry import program_of, server_of
+from remerge.engines.servers.registry import program_of, server_of, usual_engine
 from remerge.engines.servers.server import Adapter
 from remerge.engines.servers.server import Settings as Sizes
 from remerge.engines.tokenisation import open_tokenizer
@@ -90,7 +88,8 @@ def benchmark(asked: Asked, report: Report) -> Benchmark:
     """
     _check(asked)
     sources = find_sources(asked.base, asked.adapter, asked.output)
-    engine = asked.engine or _usual(sources, asked.pythons)
+    gguf = sources.output is not None and sources.output.kind == "gguf"
+    engine = asked.engine or usual_engine(asked.pythons, is_gguf=gguf)
     check_engine(engine, sources)
     if engine == "llama.cpp" and asked.dtype != "auto":
         raise UsageError(
@@ -156,14 +155,6 @@ def _check(asked: Asked) -> None:
         raise UsageError("Concurrency, tokens, requests and rounds are 1 at least.")
     if asked.max_tokens < 2:
         raise UsageError("--max-tokens 1 has no time between tokens.", hint="Give at least 2.")
-
-
-def _usual(sources: Sources, pythons: Mapping[str, str]) -> str:
-    """The engine that would serve it."""
-    if sources.output is not None and sources.output.kind == "gguf":
-        return "llama.cpp"
-    there = "vllm" in pythons or is_installed(engine_of("vllm"))
-    return "vllm" if there else "transformers"
 
 
 def _program(engine: str, pythons: Mapping[str, str]) -> Path:

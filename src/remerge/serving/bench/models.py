@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from remerge.adapters.adapter import Adapter, open_adapter
-from remerge.advice.obstacles import obstacles_of, obstacles_of_base
-from remerge.advice.rules import rules
+from remerge.advice.obstacles import obstacle_to
 from remerge.artefacts.digests import file_digest
 from remerge.errors import BadInput, Unsupported, UsageError
 from remerge.serving.bench.hosts import Models
@@ -40,14 +39,6 @@ class Sources:
     output: Artefact | None
     opened: Adapter
     notes: tuple[str, ...] = ()
-
-    @property
-    def rank(self) -> int:
-        """The largest of the adapter's ranks."""
-        config = self.opened.config
-        patterns = as_object(config.get("rank_pattern")) or {}
-        found = [rank for rank in (config.get("r"), *patterns.values()) if isinstance(rank, int)]
-        return max(found, default=1)
 
 
 def find_sources(base: Reference, adapter: Reference, output: Path | None) -> Sources:
@@ -77,22 +68,17 @@ def check_engine(engine: str, sources: Sources) -> None:
             "transformers runs an adapter unmerged by PEFT, which is not here.",
             hint="Install it: pip install 'remerge[peft]'.",
         )
-    found = obstacles_of(sources.opened)
-    found += obstacles_of_base(read_json_object(sources.base.path / "config.json"))
-    if engine == "transformers":
-        # PEFT runs all that PEFT wrote.
-        found = tuple(name for name in found if name == "other-trainer")
-    for name in found:
-        obstacle = rules().obstacles[name]
-        if engine in obstacle.engines or engine == "transformers":
-            peft = name != "other-trainer" and engine != "transformers"
-            raise Unsupported(
-                f"{engine} does not serve {sources.adapter.name} unmerged: {obstacle.says}",
-                why=f"{obstacle.source.rstrip('.')}.",
-                hint="--engine transformers runs it through PEFT."
-                if peft
-                else "There is nothing to compare with: merge it.",
-            )
+    config = read_json_object(sources.base.path / "config.json")
+    obstacle = obstacle_to(engine, sources.opened, config)
+    if obstacle is not None:
+        nowhere = obstacle_to("transformers", sources.opened, config) is not None
+        raise Unsupported(
+            f"{engine} does not serve {sources.adapter.name} unmerged: {obstacle.says}",
+            why=f"{obstacle.source.rstrip('.')}.",
+            hint="There is nothing to compare with: merge it."
+            if nowhere
+            else "--engine transformers runs it through PEFT.",
+        )
 
 
 def prepare(
@@ -105,13 +91,13 @@ def prepare(
     merged = work / "merged"
     if sources.output is None:
         make(base, [adapter], "safetensors", merged)
-        return Models(merged, base, adapter, sources.rank)
+        return Models(merged, base, adapter, sources.opened.rank)
     scheme = _scheme(sources.output)
     if scheme is not None:
         # A merge in eight bits is faster for that alone.
         base = work / "base"
         make(sources.base.path, (), scheme, base)
-    return Models(sources.output.place, base, adapter, sources.rank)
+    return Models(sources.output.place, base, adapter, sources.opened.rank)
 
 
 def _as_gguf(sources: Sources, work: Path, make: Make, pythons: Mapping[str, str]) -> Models:
@@ -128,7 +114,7 @@ def _as_gguf(sources: Sources, work: Path, make: Make, pythons: Mapping[str, str
         make(output.place, (), form, merged)
     make(base, (), form, work / "base.gguf")
     convert_adapter(adapter, base, work / "adapter.gguf", pythons)
-    return Models(merged, work / "base.gguf", work / "adapter.gguf", sources.rank)
+    return Models(merged, work / "base.gguf", work / "adapter.gguf", sources.opened.rank)
 
 
 def _type_of(file: Path) -> str:
@@ -182,7 +168,7 @@ def shape_of(sources: Sources) -> dict[str, Any]:
     values = sum(math.prod(tensor.shape) for tensor in sources.opened.tensors.values())
     folder = sources.opened.path
     shape["adapter"] = {
-        "rank": sources.rank,
+        "rank": sources.opened.rank,
         "values": values,
         "files": {name: file_digest(folder / name) for name in sources.opened.files},
     }
