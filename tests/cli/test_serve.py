@@ -302,6 +302,7 @@ def test_the_key_is_asked_for_and_not_shown(serve: Serve, port: int):
     [
         (["model.gguf", "other"], "unexpected extra argument"),
         (["model.gguf", "--", "--port=9"], "would contradict"),
+        (["model.gguf", "--", "--served_model_name", "x"], "would contradict"),
         (["model.gguf", "--engine", "vllm"], "GGUF file, which vllm does not serve"),
         (["model.gguf", "--name", "a b"], "is no name"),
         (["model.gguf", "--to", "gguf:Q8_0"], "--to is for a checkpoint directory"),

@@ -101,6 +101,14 @@ def test_what_is_no_model(tmp_path: Path):
         served("base")
 
 
+@pytest.mark.parametrize("engine", ["vllm", "llama.cpp", "transformers"])
+def test_a_model_without_a_tokenizer(engine: str):
+    Path("base/tokenizer.json").unlink()
+    with pytest.raises(BadInput, match="has no tokenizer") as caught:
+        served("base", engine)
+    assert caught.value.hint
+
+
 def test_which_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     write_gguf(tmp_path / "m.gguf")
     assert choose_engine(target("m.gguf"), {}) == "llama.cpp"

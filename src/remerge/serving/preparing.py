@@ -110,7 +110,8 @@ def _program(server: Server, pythons: Mapping[str, str], *, elsewhere: bool) -> 
 
 def _check_extra(extra: Sequence[str]) -> None:
     for word in extra:
-        if word.partition("=")[0] in _OURS:
+        # vLLM reads an underscore in an option as a hyphen.
+        if word.partition("=")[0].replace("_", "-") in _OURS:
             raise UsageError(
                 f"{word} after -- would contradict what remerge says to the engine.",
                 hint="Use --host, --port or --name before it.",

@@ -73,7 +73,7 @@ def check_engine(target: Target, engine: str, to: str | None) -> None:
             "--to is for a checkpoint directory that llama.cpp is to serve.",
             hint="Leave it out, or add --engine llama.cpp.",
         )
-    if engine != "llama.cpp":
+    if engine != "llama.cpp" or not target.model.is_gguf:
         _check_directory(target.model, engine)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -137,3 +138,17 @@ def test_who_runs_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert program_of(server_of("llama.cpp"), {}) == own
     with pytest.raises(UsageError, match="no engine that serves"):
         server_of("openvino")
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("0.0.0.0", "http://127.0.0.1:8000"),
+        ("::", "http://[::1]:8000"),
+        ("::1", "http://[::1]:8000"),
+        ("box.local", "http://box.local:8000"),
+    ],
+)
+def test_where_clients_find_it(host: str, url: str):
+    assert Address(host).url == url
+    assert urlsplit(url).port == 8000

@@ -155,6 +155,9 @@ def test_what_cannot_be_started(tmp_path: Path, address: Address):
         start(Command(("/no/such/engine",)), address, log=tmp_path / "log")
     with pytest.raises(UsageError, match="no address"):
         check_free(Address("no such host"))
+    # A documentation's address (RFC 5737): nobody else is running there.
+    with pytest.raises(UsageError, match="no address"):
+        check_free(Address("203.0.113.7"))
     # A script whose interpreter is gone is found, and does not run.
     script = tmp_path / "engine"
     script.write_text("#!/no/such/python\n")

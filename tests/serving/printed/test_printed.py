@@ -252,6 +252,12 @@ def test_what_a_form_cannot_say_is_refused(name: str, printing: Printing) -> Non
     assert caught.value.hint
 
 
+def test_what_stands_twice_is_written_twice() -> None:
+    """An anchor would have people edit the Deployment's labels and the pods' with them."""
+    for name in ("compose", "kubernetes"):
+        assert not re.search(r"[&*]id\d", form(name).write(_vllm()))
+
+
 def test_unknown_forms_are_refused() -> None:
     with pytest.raises(UsageError, match="helm"):
         form("helm")

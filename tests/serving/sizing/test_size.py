@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -98,6 +99,18 @@ def test_more_memory_never_gives_less(shape, has, one, other, asked, engine, gpu
         assert large.settings.sequences >= small.settings.sequences
 
 
+def test_a_longer_step_never_takes_the_place_of_sequences() -> None:
+    """Where memory is tight steps are shorter; a little more of it makes them longer."""
+    wide = replace(LLAMA, hidden=8192, query=8192, feed_forward=32768)
+    found = [
+        size(wide, LLAMA_WEIGHTS, _memory(n * 2**24, gpu=True), Asked(context=2048), "vllm", RATES)
+        for n in range(1140, 1400)
+    ]
+    for less, more in pairwise(found):
+        assert less.settings.sequences <= more.settings.sequences
+    assert {sized.settings.batch for sized in found} >= {512, 1024, 2048}
+
+
 @settings(max_examples=120, deadline=None)
 @given(shapes(), weights(), _BYTES, _ASKED, _ENGINES, st.integers(1, 50_000))
 def test_a_longer_context_never_gives_more_sequences(
@@ -160,6 +173,11 @@ def test_the_latency_budget_bounds_sequences_and_steps() -> None:
     # 512 tokens x 2 operations x 8.03e9 parameters, twice as slow in 16 bits, at 1e11 a second.
     assert bound.settings.sequences == 2 < free.settings.sequences
     assert bound.forecast.first_token <= 400
+    endless = _sized(
+        LLAMA, LLAMA_WEIGHTS, _memory(2**36), replace(tight, latency_budget=float("inf")), "vllm"
+    )
+    assert endless is not None
+    assert endless.settings == free.settings
     hopeless = replace(tight, latency_budget=1.0)
     found = _sized(LLAMA, LLAMA_WEIGHTS, _memory(2**36), hopeless, "vllm")
     assert found is not None

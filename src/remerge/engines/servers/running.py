@@ -8,6 +8,7 @@ Whatever ends the block, or remerge itself, no process of the engine's is left (
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -220,11 +221,19 @@ def check_free(address: Address) -> None:
         try:
             test.bind(place)
         except OSError as error:
-            raise TryAgain(
-                f"{address.host}:{address.port} cannot be listened on: {error.strerror}.",
-                why="Another server may be running there.",
-                hint="Choose another --port.",
-            ) from error
+            raise _cannot_listen(address, error) from error
+
+
+def _cannot_listen(address: Address, error: OSError) -> RemergeError:
+    if error.errno == errno.EADDRNOTAVAIL:
+        return UsageError(
+            f"{address.host!r} is no address of this machine.",
+            hint="--host 127.0.0.1 listens for this machine alone, 0.0.0.0 on every interface.",
+        )
+    what = f"{address.host}:{address.port} cannot be listened on: {error.strerror}."
+    if error.errno == errno.EACCES:
+        return UsageError(what, hint="Choose a --port of 1024 or above.")
+    return TryAgain(what, why="Another server may be running there.", hint="Choose another --port.")
 
 
 def _answers(url: str) -> bool:

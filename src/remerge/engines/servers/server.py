@@ -57,7 +57,9 @@ class Address:
     @property
     def url(self) -> str:
         """Where a client on this machine finds it; every interface is also the local one."""
-        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.host, self.host)
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
+        # In an address the colons of IPv6 would end at a port.
+        host = f"[{host}]" if ":" in host else host
         return f"http://{host}:{self.port}"
 
 

@@ -7,7 +7,19 @@ from typing import Any
 import yaml
 
 
+class _Plain(yaml.SafeDumper):
+    """What stands twice is written twice: people edit the one and not the other."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
 def as_yaml(*documents: Any) -> str:
-    return yaml.safe_dump_all(
-        documents, sort_keys=False, allow_unicode=True, default_flow_style=False, width=4096
+    return yaml.dump_all(
+        documents,
+        Dumper=_Plain,
+        sort_keys=False,
+        allow_unicode=True,
+        default_flow_style=False,
+        width=4096,
     )

@@ -29,6 +29,10 @@ _NO_LENGTH = 2048
 _UNIT = 256
 # Of prompts that nothing is said about.
 _PROMPT = 512
+# So many sequences come before a longer step; what the engine takes of itself before more of them.
+_FEW = 4
+# Sequences that a budget allows where there is none.
+_NO_BUDGET = 2**31
 # Tokens in a step where each takes a copy of an adapter.
 _ADAPTING_BATCH = 256
 _DTYPES = {
@@ -83,15 +87,22 @@ def size(
         if context == 0 or asked.context is not None:
             _refuse(load, asked, target, wanted, smallest, engine, memory)
     batch = max(smallest, min(batch, context))
-    while batch > smallest and not load.fits(context, wanted, batch):
-        batch = max(smallest, batch // 2)
+    few = wanted
     sequences = wanted
     if asked.sequences is None:
         ceiling = min(figures.sequences, figures.most_sequences, budget)
-        fixed = batch
-        sequences = max(
-            1, largest(ceiling, lambda n: load.fits(context, n, fixed and max(fixed, n)))
-        )
+
+        def beside(step: int) -> int:
+            fit = largest(ceiling, lambda n: load.fits(context, n, step and max(step, n)))
+            return max(1, fit)
+
+        few = min(_FEW, beside(smallest))
+        # Were a shorter step filled up with sequences, more memory, by a longer one, gave fewer.
+        sequences = beside(batch)
+    while batch > smallest and not load.fits(context, few, max(batch, few)):
+        batch = max(smallest, batch // 2)
+        sequences = few
+    if asked.sequences is None:
         batch = batch and max(batch, sequences)
     parts = load.parts(context, sequences, batch)
     forecast = forecast_of(
@@ -174,10 +185,10 @@ def _within_budget(
 ) -> int:
     """Prompts that may come at once and the last of them still have its first token in time."""
     if asked.latency_budget is None:
-        return 2**31
+        return _NO_BUDGET
     prompt = min(asked.prompt or _PROMPT, context)
     each = prefill_seconds(shape, weights, rates, prompt, narrow=narrow)
-    return max(1, int(asked.latency_budget / 1000 / each))
+    return max(1, int(min(asked.latency_budget / 1000 / each, _NO_BUDGET)))
 
 
 def _batch(
