@@ -44,6 +44,7 @@ from remerge.serving.bench.rounds import Host, Report, Run, Work, run
 from remerge.serving.bench.surroundings import machine_now, versions_of
 from remerge.serving.sizing.asked import Asked as Wish
 from remerge.serving.sizing.asked import Memory, Sized
+from remerge.serving.sizing.figures import figures_of
 from remerge.serving.sizing.reading import read_memory, size_of
 from remerge.sources.documents import read_json_object
 from remerge.sources.references import Reference
@@ -99,6 +100,7 @@ def benchmark(asked: Asked, report: Report) -> Benchmark:
         )
     arms: tuple[ArmName, ...] = tuple(arm for arm in ARMS if arm in asked.arms)
     program = _program(engine, asked.pythons)
+    at_once(engine, asked.concurrency)
     config = read_json_object(sources.base.path / "config.json")
     prompts = take_prompts(asked.prompts, _tokenizer(sources), config, asked.max_tokens)
     work = _work(asked, prompts)
@@ -196,6 +198,21 @@ def _device(engine: str) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def at_once(engine: str, concurrency: Sequence[int]) -> int:
+    """How many sequences servers are to hold; raises `UsageError` for more than they can."""
+    wanted = max(concurrency)
+    if engine == "transformers":
+        # It serves one, and is measured in batches.
+        return 1
+    most = figures_of(engine, gpu=bool(machine.gpus())).most_sequences
+    if wanted > most:
+        raise UsageError(
+            f"{engine} computes at most {most} sequences at once here, not {wanted}.",
+            hint=f"Ask for --concurrency {most} or less.",
+        )
+    return wanted
+
+
 def _started(
     engine: str, models: Models, asked: Asked, prompts: Prompts, logs: Path
 ) -> tuple[bool, Starting]:
@@ -204,7 +221,7 @@ def _started(
     device = _device(engine)
     # llama.cpp wants a token of room.
     context = prompts.lengths[1] + asked.max_tokens + 1
-    wish = Wish(context=context, sequences=max(asked.concurrency), dtype=asked.dtype)
+    wish = Wish(context=context, sequences=at_once(engine, asked.concurrency), dtype=asked.dtype)
     adapter = Adapter(models.adapter.name, models.adapter, models.rank)
     whole = read_memory(gpu=engine == "vllm" or device == "cuda")
 
