@@ -374,3 +374,20 @@ def test_a_recorded_comparison_that_somebody_edited(
     record, state = read_record(opened, id), read_state(opened, id)
     asked = Asked(None, (), place, gate=gate)
     assert not earlier_comparison(opened, record, state, asked, "bfloat16", "transformers")
+
+
+def test_what_to_do_next(store: remerge.Store, tmp_path: Path) -> None:
+    """What was asked wrongly is not looked for in the artefact, and a base whose other files are
+    not those of the merge is brought by adding it."""
+    base = tmp_path / "base"
+    shutil.copytree(BASE, base)
+    (base / "chat_template.jinja").write_text("{{ messages }}")
+    remerge.merge(base, EXAMPLES / "adapters" / "sort", tmp_path / "new")
+    store.add(tmp_path / "new", name="new")
+    kept = tmp_path / "kept"
+    base.rename(kept)
+    error = refused("new", "verify")
+    assert "remerge store add PATH" in str(error)
+    store.add(kept, name="the-base")
+    error = refused("new", "compare", gate={"max_kl": -1})
+    assert error.hint == "Nothing was moved."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -78,7 +79,12 @@ def read_slower(path: Path) -> Slower:
         ),
         None,
     )
-    if gain is None or gain.low is None or gain.high is None or not 0 < gain.low <= gain.high:
+    if (
+        gain is None
+        or gain.low is None
+        or gain.high is None
+        or not (0 < gain.low <= gain.value <= gain.high < math.inf)
+    ):
         raise BadInput(
             f"{file} tells nothing of the adapter's cost.",
             why="A request failed, the adapter was no arm of it, or there were too few rounds for "

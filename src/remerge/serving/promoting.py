@@ -248,7 +248,9 @@ def _refusal(error: RemergeError, number: int, title: str, work: Work) -> Remerg
     """The same failure, by the step that it is of."""
     what = f"Refused at step {number} of {len(STEPS)}, {title}: {_plain(error.what, work)}"
     said = [None if text is None else _plain(text, work) for text in (error.why, error.hint)]
-    hint = said[1] or f"Nothing was moved. Look at it: remerge store show {work.name}."
+    # What was asked wrongly is no fault of the artefact.
+    look = "" if isinstance(error, UsageError) else f" Look at it: remerge store show {work.name}."
+    hint = said[1] or f"Nothing was moved.{look}"
     return type(error)(what, why=said[0], hint=hint)
 
 

@@ -46,7 +46,7 @@ def verify(work: Work, report: Report) -> Found:
     started = time.monotonic()
     try:
         laid = lay_out_artefact(work.store, record, state, work.name, work.place, work.means)
-    except BadInput as error:
+    except (BadInput, IntegrityError) as error:
         # There is no option that names an input: the store is where it is kept.
         hint = "Keep base and adapters in the store: remerge store add PATH; then the same again."
         raise type(error)(error.what, why=error.why, hint=hint) from error

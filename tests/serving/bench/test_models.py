@@ -14,8 +14,11 @@ import pytest
 import remerge
 from remerge.engines.tokenisation import open_tokenizer
 from remerge.errors import BadInput, Unsupported, UsageError
+from remerge.serving.bench.benchmarking import at_once
 from remerge.serving.bench.models import Sources, check_engine, find_sources, shape_of
 from remerge.serving.bench.prompts import context_of, take_prompts
+from remerge.serving.sizing.asked import Asked
+from remerge.serving.sizing.reading import read_memory, size_of
 from remerge.sources.references import resolve
 
 EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
@@ -56,7 +59,7 @@ def test_one_that_they_do_not(tmp_path: Path, engine: str, config: dict[str, Any
 
 def test_a_rank_pattern_is_vllms_alone(tmp_path: Path):
     found = sources(changed(tmp_path / "adapter", rank_pattern={"q_proj": 64}))
-    assert found.opened.rank == 8
+    assert found.opened.rank == 16
     check_engine("llama.cpp", found)
     with pytest.raises(Unsupported, match="vllm"):
         check_engine("vllm", found)
@@ -124,3 +127,14 @@ def test_prompts_are_those_of_the_file_and_fit(tmp_path: Path):
     assert len(own.tokens) == 48 and "generic" in own.notes[0]
     with pytest.raises(UsageError, match="leaves no room"):
         take_prompts(None, tokenizer, 512, 511)
+
+
+def test_as_many_at_once_as_the_engine_takes():
+    """transformers is sized for serving one, and measured in batches of any size."""
+    memory = read_memory(gpu=False)
+    for engine, most in (("transformers", 1), ("vllm", 8)):
+        wish = Asked(context=64, sequences=at_once(engine, (1, 2, 8)))
+        assert wish.sequences == most
+        assert size_of(BASE, engine, wish, memory).settings.sequences == most
+    with pytest.raises(UsageError, match=r"not 1000\. .*--concurrency \d+ or less"):
+        at_once("llama.cpp", (1, 1000))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
 from remerge.advice.measured import read_slower
-from remerge.errors import UsageError
+from remerge.errors import BadInput, UsageError
 from remerge.serving.bench.measured import Benchmark
 from remerge.serving.bench.writing import check_place, write
 from tests.serving.bench.made import benchmark
@@ -74,3 +75,13 @@ def test_without_what_draws_there_is_no_plot(tmp_path: Path, monkeypatch: pytest
     assert [p.name for p in write(benchmark(), check_place(tmp_path, overwrite=False))] == [
         "bench.json"
     ]
+
+
+@pytest.mark.parametrize("edit", [{"high": math.inf}, {"value": -5.0}, {"low": math.nan}])
+def test_advice_takes_no_interval_that_is_none(tmp_path: Path, edit: dict[str, float]):
+    document = benchmark().model_dump(mode="json")
+    for gain in document["gains"]:
+        gain |= edit
+    (tmp_path / "bench.json").write_text(json.dumps(document))
+    with pytest.raises(BadInput, match="tells nothing"):
+        read_slower(tmp_path)

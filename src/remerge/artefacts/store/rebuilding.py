@@ -91,7 +91,7 @@ def rebuild(store: Store, target: str, means: Means) -> Rebuilt:
             moves = [(_read_only(made / file.name), _place(store, file)) for file in missing]
             state = read_state(store, artefact)
             proved = state.model_copy(update={"proof": proof_of(seconds), "collected": None})
-            # Another artefact may have kept the bytes of what was collected: it has them again.
+            # Another artefact may have kept the bytes of what was collected: they are back.
             back = was_collected and all(blobs.find(store, file.sha256) for file in derived)
             if not missing and not back:
                 # Collected while it was derived: then it is proved, and still collected.

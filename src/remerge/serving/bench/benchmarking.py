@@ -43,6 +43,7 @@ from remerge.serving.bench.rounds import Host, Report, Run, Work, run
 from remerge.serving.bench.surroundings import machine_now, versions_of
 from remerge.serving.sizing.asked import Asked as Wish
 from remerge.serving.sizing.asked import Memory, Sized
+from remerge.serving.sizing.figures import figures_of
 from remerge.serving.sizing.reading import read_memory, read_model, size_of
 from remerge.sources.references import Reference
 from remerge.version import __version__
@@ -98,6 +99,7 @@ def benchmark(asked: Asked, report: Report) -> Benchmark:
         )
     arms: tuple[ArmName, ...] = tuple(arm for arm in ARMS if arm in asked.arms)
     program = _program(engine, asked.pythons)
+    at_once(engine, asked.concurrency)
     longest = read_model(sources.base.path).shape.max_context
     prompts = take_prompts(asked.prompts, _tokenizer(sources), longest, asked.max_tokens)
     work = _work(asked, prompts)
@@ -187,6 +189,21 @@ def _device(engine: str) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def at_once(engine: str, concurrency: Sequence[int]) -> int:
+    """How many sequences servers are to hold; raises `UsageError` for more than they can."""
+    wanted = max(concurrency)
+    if engine == "transformers":
+        # It serves one, and is measured in batches.
+        return 1
+    most = figures_of(engine, gpu=bool(machine.gpus())).most_sequences
+    if wanted > most:
+        raise UsageError(
+            f"{engine} computes at most {most} sequences at once here, not {wanted}.",
+            hint=f"Ask for --concurrency {most} or less.",
+        )
+    return wanted
+
+
 def _started(
     engine: str, models: Models, asked: Asked, prompts: Prompts, logs: Path
 ) -> tuple[bool, Starting]:
@@ -194,9 +211,9 @@ def _started(
     memory for both at once. Raises `UsageError` or `BadInput` where there is none for one."""
     device = _device(engine)
     context = context_of(prompts.lengths[1], asked.max_tokens)
-    # transformers is sized as a server, which answers one request at a time; here it has a batch.
-    batch = max(asked.concurrency) if engine == "transformers" else 1
-    wish = Wish(context=context, sequences=max(asked.concurrency) // batch, dtype=asked.dtype)
+    sequences = at_once(engine, asked.concurrency)
+    batch = max(asked.concurrency) // sequences
+    wish = Wish(context=context, sequences=sequences, dtype=asked.dtype)
     adapter = Adapter(models.adapter.name, models.adapter, models.rank)
     whole = read_memory(gpu=engine == "vllm" or device == "cuda")
 
