@@ -4,18 +4,15 @@ and no more memory is taken than was given. One engine's own allocator is asked 
 from __future__ import annotations
 
 import json
-import os
 import random
 import re
 import shutil
-import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -26,6 +23,9 @@ import torch
 import transformers
 
 import remerge
+from remerge.engines.servers.registry import server_of
+from remerge.engines.servers.running import free_port, start, wait_healthy
+from remerge.engines.servers.server import Address, Served
 from remerge.serving.sizing.asked import Asked, Sized
 from remerge.serving.sizing.cache import Layout, cache_bytes
 from remerge.serving.sizing.reading import read_memory, read_model, size_of
@@ -35,21 +35,6 @@ from tests.engines.places import needs, python_of
 from tests.engines.process_trees import Watched, watched
 
 _BASE = Path(__file__).parents[2] / "examples" / "base"
-_LLAMA = """
-import json, sys, time, xllamacpp
-a = json.loads(sys.argv[1])
-p = xllamacpp.CommonParams()
-p.model.path, p.hostnames, p.port = a["model"], ["127.0.0.1"], a["port"]
-p.n_ctx, p.n_parallel = a["context"] * a["sequences"], a["sequences"]
-p.n_ubatch, p.cpuparams.n_threads = a["batch"], 2
-p.cache_ram_mib = p.n_ctx_checkpoints = 0
-# Buffers and their sizes are told to those who ask.
-p.verbosity = 5
-if a["cache"] == "q8_0":
-    p.cache_type_k = p.cache_type_v = 8
-server = xllamacpp.Server(p)
-time.sleep(3600)
-"""
 
 
 def _marked(engine: str) -> Callable[[Any], Any]:
@@ -70,79 +55,35 @@ class Started:
     memory: Watched
 
 
-def _port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
-
-
 @contextmanager
 def _running(engine: str, model: Path, sized: Sized, log: Path) -> Generator[Started]:
-    settings, port = sized.settings, _port()
-    python = str(python_of(engine))
-    variables: dict[str, str] = {}
+    """By the command that `remerge serve` runs."""
+    address = Address(port=free_port())
+    served = Served(model, "model")
+    command = server_of(engine).command(python_of(engine), served, sized.settings, address)
     if engine == "llama.cpp":
-        asked = {
-            "model": str(model),
-            "port": port,
-            "context": settings.context,
-            "sequences": settings.sequences,
-            "batch": settings.batch,
-            "cache": settings.cache_dtype,
-        }
-        command = [python, "-c", _LLAMA, json.dumps(asked)]
-    else:
-        command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
-        command += ["--port", str(port), "--host", "127.0.0.1", "--enforce-eager"]
-        command += ["--max-model-len", str(settings.context), "--dtype", settings.dtype]
-        command += ["--max-num-seqs", str(settings.sequences)]
-        command += ["--max-num-batched-tokens", str(settings.batch)]
-        command += ["--kv-cache-memory-bytes", str(settings.cache_bytes)]
-        variables = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "OMP_NUM_THREADS": "2"}
-        variables["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
-    with (
-        log.open("w") as stream,
-        subprocess.Popen(
-            command,
-            env=os.environ | variables,
-            stdout=stream,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        ) as process,
-    ):
-        try:
-            with watched(process.pid) as memory:
-                url = f"http://127.0.0.1:{port}"
-                _wait(process, url, log)
-                yield Started(url, log, memory)
-        finally:
-            os.killpg(process.pid, signal.SIGTERM)
-            try:
-                process.wait(30)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
+        # Buffers and their sizes are told to those who ask.
+        command = replace(command, words=(*command.words, "--verbosity", "5"))
+    server = start(command, address, log=log)
+    try:
+        while not server.processes:
+            assert server.is_alive
+            time.sleep(0.01)
+        with watched(server.processes[0]) as memory:
+            wait_healthy(server, address, timeout=300)
+            yield Started(address.url, log, memory)
+    finally:
+        server.stop()
 
 
-def _wait(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
-    for _ in range(900):
-        assert process.poll() is None, log.read_text()[-3000:]
-        try:
-            if httpx.get(f"{url}/health", timeout=2).status_code == 200:
-                return
-        except httpx.HTTPError:
-            pass
-        time.sleep(0.3)
-    raise AssertionError(f"not up: {log.read_text()[-3000:]}")
-
-
-def _fill(started: Started, model: Path, sized: Sized) -> None:
+def _fill(started: Started, sized: Sized) -> None:
     """As many requests at once as there are sequences, each of the full context."""
     context, draw = sized.settings.context, random.Random(0)
 
     def ask(_: int) -> int:
         prompt = [draw.randrange(5, 500) for _ in range(context - 16)]
         asked: dict[str, Any] = {"prompt": prompt, "max_tokens": 15, "temperature": 0.7}
-        asked |= {"model": str(model), "ignore_eos": True}
+        asked |= {"model": "model", "ignore_eos": True}
         answer = httpx.post(f"{started.url}/v1/completions", json=asked, timeout=600)
         assert answer.status_code == 200, answer.text
         return answer.json()["usage"]["total_tokens"]
@@ -193,9 +134,9 @@ def test_llama_cpp_at_its_limits(
     model = _gguf(_BASE if which == "base" else larger, tmp_path / "model.gguf")
     sized = size_of(model, "llama.cpp", asked, read_memory(given, gpu=False))
     with _running("llama.cpp", model, sized, tmp_path / "log") as started:
-        _fill(started, model, sized)
+        _fill(started, sized)
     assert 0 < started.memory.peak <= given
-    buffers = re.findall(r"KV buffer size = +([\d.]+) MiB", started.log.read_text())
+    buffers = re.findall(r"KV buffer size = +([\d.]+) MiB", started.log.read_text(errors="replace"))
     assert sum(map(float, buffers)) * 2**20 == pytest.approx(sized.settings.cache_bytes, abs=8192)
 
 
@@ -264,7 +205,7 @@ def test_caches_of_all_kinds_against_llama_cpps_own(kind: str, tmp_path: Path) -
         model, "llama.cpp", Asked(context=2000, sequences=2), read_memory(10**9, gpu=False)
     )
     with _running("llama.cpp", model, sized, tmp_path / "log") as started:
-        log = started.log.read_text()
+        log = started.log.read_text(errors="replace")
     # What is tried without memory first is said as well.
     said = log[log.rindex("llama_context: n_ctx ") :]
     found = [float(size) for size in re.findall(r"(?:KV|RS) buffer size = +([\d.]+) MiB", said)]
@@ -288,9 +229,9 @@ def test_vllm_at_its_limits(
     model = _BASE if which == "base" else larger
     sized = size_of(model, "vllm", asked, read_memory(given, gpu=False))
     with _running("vllm", model, sized, tmp_path / "log") as started:
-        _fill(started, model, sized)
+        _fill(started, sized)
     assert 0 < started.memory.peak <= given
-    said = re.search(r"KV cache size: ([\d,]+) tokens", started.log.read_text())
+    said = re.search(r"KV cache size: ([\d,]+) tokens", started.log.read_text(errors="replace"))
     assert said is not None
     token = sum(2 * a.elements for a in read_model(model).shape.attentions)
     assert int(said[1].replace(",", "")) == sized.settings.cache_bytes // token

@@ -40,6 +40,7 @@ def _read(words: list[str]) -> argparse.Namespace:
     add("--port", type=int, default=8080)
     add("--api-key", default=os.environ.get("LLAMA_API_KEY"))
     add("--chat-template")
+    add("-lv", "--verbosity", type=int)
     add("--metrics", action="store_true")
     add("--no-warmup", action="store_true")
     return parser.parse_args(words)
@@ -65,6 +66,7 @@ def _params(asked: argparse.Namespace) -> Any:
         "cache_ram_mib": asked.cache_ram,
         "n_ctx_checkpoints": asked.ctx_checkpoints,
         "n_gpu_layers": asked.gpu_layers,
+        "verbosity": asked.verbosity,
         "chat_template": asked.chat_template,
         "api_keys": [asked.api_key] if asked.api_key else None,
     }
