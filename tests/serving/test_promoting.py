@@ -172,7 +172,6 @@ def test_a_format_that_its_engine_does_not_read(store: remerge.Store, tmp_path: 
     error = refused("new", "check", engine="tensorrt-llm")
     assert error.exit_code == 5 and "tensorrt-llm" in str(error)
     assert refused("new", "check", engine="llama.cpp").exit_code == 2
-    assert refused("new", "check", engine="nothing").exit_code == 2
 
 
 def test_a_name_that_was_moved_meanwhile(store: remerge.Store, tmp_path: Path) -> None:
@@ -389,5 +388,24 @@ def test_what_to_do_next(store: remerge.Store, tmp_path: Path) -> None:
     error = refused("new", "verify")
     assert "remerge store add PATH" in str(error)
     store.add(kept, name="the-base")
-    error = refused("new", "compare", gate={"max_kl": -1})
-    assert error.hint == "Nothing was moved."
+    with pytest.raises(remerge.UsageError) as caught:
+        remerge.promote("new", gate={"max_kl": -1})
+    assert caught.value.hint == "Nothing was moved."
+
+
+@pytest.mark.parametrize(
+    ("options", "step"),
+    [
+        ({"gate": {"evaluations": ["nowhere.jsonl"]}}, "step 2 of 4"),
+        ({"gate": {"max_kl": -1}}, "step 2 of 4"),
+        ({"engine": "nothing"}, "step 3 of 4"),
+    ],
+)
+def test_what_is_asked_wrongly_is_said_before_anything_runs(
+    store: remerge.Store, tmp_path: Path, options: dict[str, Any], step: str
+) -> None:
+    store.add(merged(tmp_path / "new", "sort"), name="new")
+    steps: list[Step] = []
+    with pytest.raises(remerge.UsageError, match=step):
+        remerge.promote("new", told=steps.append, **options)
+    assert not steps

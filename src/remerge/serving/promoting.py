@@ -121,6 +121,7 @@ def promote(
             for step in steps:
                 told(step)
             return Promotion(target, artefact, to, before, steps, moved=False, dry_run=True)
+        _check_asked(work)
         steps, found = _shown(work, told, report)
         number = len(STEPS)
         moving = Moving(
@@ -160,6 +161,20 @@ def _artefact(store: Store, target: str) -> str:
             why="A name there can be moved back, and what it names is made again where it is lost.",
             hint=f"Add it, and promote the name that it gets: remerge store add {target}.",
         ) from error
+
+
+def _check_asked(work: Work) -> None:
+    """What is asked wrongly of a step is refused before the first one takes its minutes."""
+    for number, entry in enumerate(_STEPS, 1):
+        if entry.name in work.asking.skip:
+            continue
+        try:
+            entry.plan(work)
+        except UsageError as error:
+            raise _refusal(error, number, entry.title, work) from error
+        except RemergeError:
+            # The artefact's own fault, which its step names.
+            return
 
 
 def _shown(

@@ -19,7 +19,7 @@ from remerge.artefacts.store.records import Record, StoredFile
 from remerge.artefacts.store.words import a
 from remerge.artefacts.test_result import TESTS, Figures
 from remerge.engines.servers.registry import usual_engine
-from remerge.errors import BadInput, IntegrityError, NotReproduced
+from remerge.errors import BadInput, IntegrityError, NotReproduced, UsageError
 from remerge.merging.budget import DEFAULT
 from remerge.serving.laid_out import lay_out_artefact
 from remerge.serving.promotion import Found, Report, Work
@@ -154,6 +154,9 @@ def plan_compare(work: Work) -> str:
     names = ", ".join(one.name for one in asked.asking.evaluations) or "probabilities alone"
     # Raises for a gate that is none, before anything is run.
     _ = asked.thresholds
+    for one in asked.asking.evaluations:
+        if not one.path.is_file():
+            raise UsageError(f"--eval {one.path} is no file.", hint="Give a file of questions.")
     tests = any(f"{TESTS}/" in file.name for file in work.state.attached)
     recorded = "take a recorded comparison that says as much, else " if tests else ""
     recorded = "" if work.asking.anew else recorded
@@ -224,6 +227,10 @@ def plan_check(work: Work) -> str:
     record = work.record
     if record.kind == "adapter":
         return _NO_ENGINE
+    if work.asking.engine is not None:
+        from remerge.validation.check import check_engine_name
+
+        check_engine_name(work.asking.engine)
     engine = work.asking.engine or "the engine that serves such artefacts"
     return f"load it in {engine}, and compare its probabilities with the merge in float32"
 

@@ -91,6 +91,12 @@ class CheckReport:
     peak_memory: int = 0
 
 
+def check_engine_name(engine: str) -> None:
+    """Raises `UsageError` for an engine that there is not."""
+    if engine not in ENGINES:
+        raise UsageError(f"There is no engine {engine!r}.", hint=f"Choose {', '.join(ENGINES)}.")
+
+
 def check(
     output: Path,
     engine: str,
@@ -113,8 +119,7 @@ def check(
     that does not hold raises nothing: the report says so.
     """
     started = time.time()
-    if engine not in ENGINES:
-        raise UsageError(f"There is no engine {engine!r}.", hint=f"Choose {', '.join(ENGINES)}.")
+    check_engine_name(engine)
     artefact = find_artefact(output)
     if engine in STATIC:
         return _static(output, engine, artefact, started)
