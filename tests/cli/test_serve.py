@@ -271,6 +271,14 @@ def test_a_taken_port(serve: Serve, place: Path, port: int):
     assert engines_of(place) == []
 
 
+def test_a_second_serve_leaves_the_first_its_log(serve: Serve):
+    first = serve("model.gguf", "--json")
+    told = document(first)
+    second = serve("model.gguf")
+    assert second.wait(40) == 75
+    assert Path(told["log"]).read_bytes()
+
+
 def test_too_slow(serve: Serve, place: Path):
     process = serve("model.gguf", "--startup-timeout", "1", "--", "--mood", "slow")
     _, said = process.communicate(timeout=40)

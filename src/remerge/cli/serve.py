@@ -133,7 +133,7 @@ def command(
     from remerge.engines.servers.server import Address
     from remerge.merging.recipe import parse_size
     from remerge.serving.preparing import prepare, printed
-    from remerge.serving.serve import document, shown
+    from remerge.serving.serve import document, hangup_as_termination, shown
     from remerge.serving.sizes import Wanted
 
     wanted = Wanted(
@@ -146,7 +146,8 @@ def command(
         cache_dtype=cache_dtype,
         threads=threads,
     )
-    with progress("making what is served", quiet=quiet or as_json) as report:
+    silent = quiet or as_json
+    with hangup_as_termination(), progress("making what is served", quiet=silent) as report:
         prepared = prepare(
             target,
             engine=engine,
@@ -160,7 +161,7 @@ def command(
             engine_python=pythons(engine_python),
             elsewhere=form not in (None, "command"),
             report=report,
-            progress=not (quiet or as_json),
+            progress=not silent,
         )
     if form is not None:
         text = printed(prepared, form)
@@ -172,7 +173,7 @@ def command(
         else:
             click.echo(text, nl=not text.endswith("\n"))
         return 0
-    if not (as_json or quiet):
+    if not silent:
         for reason in prepared.sizes.reasons:
             click.echo(f"  {reason}")
         click.echo(f"$ {shown(prepared.command)}")

@@ -19,7 +19,7 @@ from typing import Any
 
 from remerge.engines.endpoint import Endpoint
 from remerge.engines.servers.registry import server_of
-from remerge.engines.servers.running import Running, ended, start, wait_healthy
+from remerge.engines.servers.running import Running, check_free, ended, start, wait_healthy
 from remerge.engines.servers.server import Address, Command, Served, Server
 from remerge.errors import RemergeError
 from remerge.serving.kept import place_for
@@ -89,12 +89,14 @@ def serve(
     was told to, else what to say of its end. Raises `TryAgain` and `BadInput` where it does not
     come up, with the end of its log.
     """
+    # Before the log is begun anew: it may be that of the server that is there.
+    check_free(prepared.address)
     log = _log(prepared)
     command = prepared.command
     if prepared.key is not None and prepared.server.key_variable is not None:
         secret = {prepared.server.key_variable: prepared.key}
         command = replace(command, variables={**command.variables, **secret})
-    with _hangup_as_termination():
+    with hangup_as_termination():
         running, grace = start(command, prepared.address, log=log), _UNBORN
         with _followed(log, show=show):
             try:
@@ -198,8 +200,8 @@ def _stay(running: Running, was_told: threading.Event) -> RemergeError | None:
 
 
 @contextmanager
-def _hangup_as_termination() -> Generator[None]:
-    """A terminal that goes away ends a server that is coming up, as SIGTERM does."""
+def hangup_as_termination() -> Generator[None]:
+    """A terminal that goes away ends what prepares or starts a server, as SIGTERM does."""
     if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
         yield
         return
@@ -211,8 +213,8 @@ def _hangup_as_termination() -> Generator[None]:
 
 
 def _log(prepared: Prepared) -> Path:
-    """Where the engine writes: one file for each port, begun anew."""
-    log = place_for("logs", str(prepared.address.port)) / "server.log"
+    """Where the engine writes: one file for each address, begun anew."""
+    log = place_for("logs", prepared.address.host, str(prepared.address.port)) / "server.log"
     log.unlink(missing_ok=True)
     return log
 

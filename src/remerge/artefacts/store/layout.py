@@ -145,6 +145,8 @@ def target_of(store: Store, name: str) -> str | None:
         found = store.ref(name).read_bytes().strip().decode("ascii", "replace")
     except FileNotFoundError:
         return None
+    except IsADirectoryError:
+        return ""
     return found if _ID.fullmatch(found) else ""
 
 
