@@ -35,6 +35,7 @@ def document(*words: str | Path, code: int = 0) -> Any:
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_from_the_first_promotion_to_the_rollback() -> None:
     done = run("promote", "v1", "--eval", EXAMPLES / "eval/sort.jsonl", "--limit", 12)
     assert done.exit_code == 0, done.output

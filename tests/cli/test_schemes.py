@@ -143,6 +143,7 @@ def test_verify_finds_a_flipped_byte(place: Path, tmp_path: Path, suffix: str):
         remerge.verify(out, **inputs)
 
 
+@pytest.mark.slow
 def test_killed_and_run_again(place: Path, tmp_path: Path):
     wanted = tiny.files_of(place / "fp8")
     out = tmp_path / "out"

@@ -236,6 +236,7 @@ def test_sources_are_promoted_as_far_as_that_goes(store: remerge.Store) -> None:
     assert [step.state for step in steps] == ["passed", "skipped", "passed", "passed"]
 
 
+@pytest.mark.slow
 def test_inputs_come_from_the_store(store: remerge.Store, tmp_path: Path) -> None:
     """The adapter that was merged, though another one lies there now."""
     adapter = shutil.copytree(EXAMPLES / "adapters/sort", tmp_path / "adapter")

@@ -81,6 +81,7 @@ def damaged(
     return broken.write(merged, place, how(before, after, wanted))
 
 
+@pytest.mark.slow
 def test_a_layer_whose_delta_was_dropped(merged: Path, tmp_path: Path):
     report = bisected(damaged(merged, tmp_path / "out", broken.dropped))
     first, *others = suspects(report)
@@ -112,6 +113,7 @@ def test_a_layer_whose_delta_was_dropped(merged: Path, tmp_path: Path):
             broken.swapped,
             [f"model.layers.{n}.input_layernorm.weight" for n in (0, 3)],
             id="untouched swapped",
+            marks=pytest.mark.slow,
         ),
     ],
 )

@@ -125,4 +125,5 @@ def extremes(grid: Grid, values: Values, line: int, end: int) -> tuple[torch.Ten
 def largest(grid: Grid, values: Values, line: int, end: int) -> torch.Tensor:
     """The largest magnitude of each block in rows ``[line, end)`` of the grid, as float32."""
     low, high = extremes(grid, values, line, end)
-    return torch.maximum(-low, high)
+    # Of what is not a number the sign goes: vector instructions and others leave another one.
+    return torch.maximum(-low, high).abs()
