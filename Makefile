@@ -43,22 +43,22 @@ slow-test: $(VENV)/installed
 	$(BIN)/python -m pytest -q -n 2 -m slow
 
 # Every kind of model and of broken merge through `remerge compare`, the store's state machine at
-# length, kills during its recovery: half an hour.
-proof-test: $(VENV)/installed
+# length, kills during its recovery, a benchmark run twice: half an hour.
+proof-test: $(ENGINES)/installed
 	$(BIN)/python -m pytest -q -n 2 -m proof
 
 mergekit-test: $(VENV)/installed $(MERGEKIT)/installed
 	$(BIN)/python -m pytest -q -n 2 -m mergekit
 
 engine-test: $(ENGINES)/installed
-	$(BIN)/python -m pytest -q -n 2 --dist loadgroup -m engine
+	$(BIN)/python -m pytest -q -n 2 --dist loadgroup -m "engine and not proof"
 
 # Every engine there is: 10 GB and a quarter of an hour to install.
 all-engines-test: $(ENGINES)/installed
 	for engine in vllm onnxruntime-genai llm-compressor gptqmodel openvino lm-eval; do \
 		XDG_CACHE_HOME=$(abspath $(ENGINES)) $(BIN)/remerge engines install $$engine || exit 1; \
 	done
-	$(BIN)/python -m pytest -q -n 2 --dist loadgroup -m engine
+	$(BIN)/python -m pytest -q -n 2 --dist loadgroup -m "engine and not proof"
 
 # Playwright drives the Chromium that is there, or Debian's; its own download is not needed.
 $(VENV)/browser: $(VENV)/installed

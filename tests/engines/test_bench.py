@@ -45,6 +45,7 @@ def merged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
+@pytest.mark.proof
 def test_run_twice_the_intervals_overlap(merged: Path):
     first, second = (
         bench(merged, arms=("merged", "adapter", "idle"), prompts=EXAMPLES / "eval" / "sort.jsonl")

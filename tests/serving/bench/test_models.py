@@ -101,6 +101,16 @@ def test_what_is_not_known_of_a_merge_is_said(tmp_path: Path):
     assert said.startswith("both has no manifest")
 
 
+def test_an_export_tells_of_its_checkpoint_alone(tmp_path: Path):
+    remerge.merge(BASE, SORT, tmp_path / "merged")
+    remerge.export(tmp_path / "merged", tmp_path / "out", to="fp8")
+    (said,) = sources(SORT, tmp_path / "out").notes
+    assert "exported from the checkpoint merged" in said
+    remerge.export(BASE, tmp_path / "plain", to="fp8")
+    with pytest.raises(BadInput, match="holds the base"):
+        sources(SORT, tmp_path / "plain")
+
+
 def test_the_model_is_told_by_shape_and_digest_and_not_by_path():
     told = shape_of(sources())
     assert told["num_hidden_layers"] == 4 and told["model_type"] == "llama"

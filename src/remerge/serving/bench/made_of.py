@@ -16,7 +16,7 @@ _CONFIG = "config.json"
 def check_made_of(base: Reference, adapter: Adapter, output: Artefact) -> tuple[str, ...]:
     """What to say of what it was made of. A merge of others shows nothing of these two.
 
-    Raises `BadInput` where its manifest names another base, or other adapters.
+    Raises `BadInput` where its manifest names another base, other adapters, or the base alone.
     """
     origin = output.origin
     if origin is None:
@@ -24,6 +24,8 @@ def check_made_of(base: Reference, adapter: Adapter, output: Artefact) -> tuple[
             f"{output.place.name} has no manifest: whether it was made of this base and this "
             "adapter is not known.",
         )
+    if not origin.adapters:
+        return _of_a_checkpoint(base, origin.base, output)
     named = ", ".join(record.name for record in origin.adapters)
     own = adapter.digests()
     if not any(_is(record, adapter, own) for record in origin.adapters):
@@ -45,6 +47,21 @@ def check_made_of(base: Reference, adapter: Adapter, output: Artefact) -> tuple[
     return (
         f"It was made of {named}, and {adapter.path.name} alone ran unmerged: what all of them "
         "take is not what was measured.",
+    )
+
+
+def _of_a_checkpoint(base: Reference, source: InputRecord, output: Artefact) -> tuple[str, ...]:
+    """Of an export, whose manifest ends at the checkpoint that was merged before."""
+    try:
+        check_input(source, base.path, _of_base(source, base), "base")
+    except IntegrityError:
+        return (
+            f"{output.place.name} was exported from the checkpoint {source.name}: whether that was "
+            "made of this base and this adapter is not known.",
+        )
+    raise BadInput(
+        f"{output.place} holds the base {base.path} itself, without an adapter.",
+        hint="Name what was merged, or leave OUT away: it is then merged now.",
     )
 
 
