@@ -8,11 +8,12 @@ import pytest
 
 import remerge
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = pytest.mark.timeout(1200)
 
 EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
 
 
+@pytest.mark.proof
 def test_run_twice_the_intervals_overlap():
     first, second = (
         remerge.bench(
@@ -38,6 +39,7 @@ def test_run_twice_the_intervals_overlap():
     assert first.whole and first.versions["peft"]
 
 
+@pytest.mark.slow
 def test_an_adapter_that_only_peft_runs():
     """DoRA, which neither vLLM nor llama.cpp serves unmerged."""
     found = remerge.bench(
